@@ -1,0 +1,1 @@
+"""Live models: from a name to an answer. Imports nothing of HTTP."""
