@@ -1,0 +1,27 @@
+"""Commands that need no server: train, finetune, evaluate, predict, import, export.
+
+Each command reads its options, drives a function of this package and prints what comes back. torch
+is imported inside the commands, so that `--help` and the server's own commands answer at once.
+"""
+
+import typer
+
+from training.commands import Commands
+
+commands = typer.Typer(
+    name="pytorchlib",
+    cls=Commands,
+    help="Train, serve, evaluate, fine-tune and promote PyTorch models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+)
+
+
+@commands.callback()
+def pytorchlib() -> None:
+    """Train, serve, evaluate, fine-tune and promote PyTorch models."""
+
+
+if __name__ == "__main__":
+    commands()
