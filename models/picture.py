@@ -1,0 +1,154 @@
+"""Pictures from strangers: bounded before memory is taken, opened by Pillow, turned upright.
+
+JPEG, PNG and WebP are read; the first bytes decide which, never a file name or a declared type.
+"""
+
+import io
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+FORMATS = ("JPEG", "PNG", "WEBP")
+_ORIENTATION_TAG = 0x0112
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# What Pillow's parsers raise on damaged input, over all three formats.
+_PARSER_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    OverflowError,
+    struct.error,
+    Warning,  # where a process makes errors of them, as the tests do
+)
+
+
+class PictureError(Exception):
+    """A picture cannot be used."""
+
+
+class PictureUnreadable(PictureError):
+    """Truncated, damaged or empty."""
+
+
+class PictureUnsupported(PictureError):
+    """A format or a kind of picture that is not read here."""
+
+
+class PictureTooLarge(PictureError):
+    """More bytes, pixels or a longer side than the limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class PictureLimits:
+    """Bounds that hold before a picture's memory is taken."""
+
+    max_bytes: int = 10 * 1024 * 1024
+    max_pixels: int = 25_000_000
+    max_side: int = 8192
+
+
+def picture_format(data: bytes) -> str:
+    """`JPEG`, `PNG` or `WEBP` by the first bytes.
+
+    Raises:
+        PictureUnsupported: anything else.
+        PictureUnreadable: no bytes at all.
+    """
+    if data[:3] == b"\xff\xd8\xff":
+        return "JPEG"
+    if data[:8] == b"\x89PNG\r\n\x1a\n":
+        return "PNG"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WEBP"
+    if not data:
+        raise PictureUnreadable("the picture is empty: 0 bytes")
+    raise PictureUnsupported("the picture is not a JPEG, PNG or WebP; these three are read")
+
+
+def open_picture(data: bytes, limits: PictureLimits) -> Image.Image:
+    """Decode the bytes of one picture.
+
+    Returns:
+        A loaded Pillow image in the mode that the file has.
+
+    Raises:
+        PictureTooLarge: over a limit; known from the header, before the pixels are decoded.
+        PictureUnsupported: not a JPEG, PNG or WebP, or animated.
+        PictureUnreadable: truncated or damaged.
+    """
+    if len(data) > limits.max_bytes:
+        raise PictureTooLarge(
+            f"the picture has {len(data)} bytes; the limit is {limits.max_bytes} bytes"
+        )
+    kind = picture_format(data)
+    try:
+        image = Image.open(io.BytesIO(data), formats=[kind])
+        _check_header(image, limits)
+        image.load()
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise PictureTooLarge(f"the picture is larger than the limit: {error}") from None
+    except UnidentifiedImageError:
+        raise PictureUnreadable(
+            f"the picture begins as a {kind} and its header is damaged"
+        ) from None
+    except _PARSER_ERRORS as error:
+        raise PictureUnreadable(f"the {kind} picture cannot be decoded: {error}") from None
+    return image
+
+
+def _check_header(image: Image.Image, limits: PictureLimits) -> None:
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise PictureUnreadable(f"the picture is {width}x{height} pixels; it has no content")
+    if max(width, height) > limits.max_side or width * height > limits.max_pixels:
+        raise PictureTooLarge(
+            f"the picture is {width}x{height} pixels; the limits are {limits.max_side} pixels "
+            f"a side and {limits.max_pixels} pixels in all"
+        )
+    # Phones put a second JPEG (a depth map, a preview) behind the first; that is no animation.
+    if image.format in ("PNG", "WEBP") and getattr(image, "n_frames", 1) > 1:
+        raise PictureUnsupported("the picture is animated; send one frame as a picture of its own")
+
+
+def oriented(image: Image.Image) -> Image.Image:
+    """Turned as the EXIF orientation says; a picture whose EXIF cannot be read stays as it is."""
+    try:
+        orientation = image.getexif().get(_ORIENTATION_TAG)
+    except _PARSER_ERRORS:
+        return image
+    method = _TRANSPOSE.get(orientation) if isinstance(orientation, int) else None
+    return image if method is None else image.transpose(method)
+
+
+def to_mode(image: Image.Image, mode: str) -> Image.Image:
+    """To `L` or `RGB`. Transparency is dropped; 16 bits keep their upper eight."""
+    if image.mode == mode:
+        return image
+    if image.mode.startswith("I"):
+        image = _eight_bits(image)
+    elif image.mode == "P":
+        # Straight to RGB, Pillow warns about palettes with transparency and then ignores it.
+        image = image.convert("RGBA" if "transparency" in image.info else "RGB")
+    elif image.mode == "CMYK":
+        image = image.convert("RGB")
+    return image.convert(mode)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Pillow clips 16-bit grey at 255 when it converts; the upper byte is the picture."""
+    pixels = np.asarray(image).astype(np.uint32)
+    return Image.fromarray((pixels >> 8).clip(0, 255).astype(np.uint8))

@@ -1,0 +1,260 @@
+"""Preprocessing as data: a short list of named steps that travels with the weights.
+
+The first step says what comes in: `decode` (an encoded picture) or `tensor` (numbers of a given
+shape). The picture steps run in Pillow and end in uint8; the tensor steps run in torch on whole
+batches and end in float32. Training, evaluation and serving all call the two functions here, so
+the same picture is the same tensor everywhere.
+"""
+
+from typing import Annotated, Any, Literal, Self, TypeAlias, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
+
+from models.picture import PictureLimits, PictureTooLarge, open_picture, oriented, to_mode
+
+Side: TypeAlias = Annotated[int, Field(ge=1, le=8192)]
+Finite: TypeAlias = Annotated[float, Field(allow_inf_nan=False)]
+S = TypeVar("S", bound=BaseModel)
+Interpolation: TypeAlias = Literal["nearest", "box", "bilinear", "bicubic", "lanczos"]
+
+
+class _Step(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Decode(_Step):
+    """Bytes of a JPEG, PNG or WebP become a picture."""
+
+    step: Literal["decode"] = "decode"
+
+
+class TensorInput(_Step):
+    """Numbers of this shape come in, without the batch dimension."""
+
+    step: Literal["tensor"] = "tensor"
+    shape: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1, max_length=8)
+
+
+class Orient(_Step):
+    """Turned upright as its EXIF orientation says."""
+
+    step: Literal["orient"] = "orient"
+
+
+class Color(_Step):
+    """To one grey channel (`L`) or three colours (`RGB`)."""
+
+    step: Literal["color"] = "color"
+    mode: Literal["L", "RGB"]
+
+
+class Resize(_Step):
+    """Shorter side to `size`, or to exactly `[height, width]`."""
+
+    step: Literal["resize"] = "resize"
+    size: Side | tuple[Side, Side]
+    interpolation: Interpolation = "bilinear"
+
+
+class Crop(_Step):
+    """`[height, width]` from the centre; black is added where the picture is smaller."""
+
+    step: Literal["crop"] = "crop"
+    size: tuple[Side, Side]
+
+
+class Scale(_Step):
+    """Divided by `divisor`: 255 brings bytes to 0..1."""
+
+    step: Literal["scale"] = "scale"
+    divisor: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 255.0
+
+
+class Normalize(_Step):
+    """Minus `mean`, divided by `std`: one number each per channel (the first dimension)."""
+
+    step: Literal["normalize"] = "normalize"
+    mean: tuple[Finite, ...] = Field(min_length=1)
+    std: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = Field(min_length=1)
+
+
+class Flatten(_Step):
+    """To one dimension."""
+
+    step: Literal["flatten"] = "flatten"
+
+
+Step: TypeAlias = Annotated[
+    Decode | TensorInput | Orient | Color | Resize | Crop | Scale | Normalize | Flatten,
+    Field(discriminator="step"),
+]
+
+_ORDER = ("decode", "tensor", "orient", "color", "resize", "crop", "scale", "normalize", "flatten")
+_PICTURE_STEPS = frozenset({"orient", "color", "resize", "crop"})
+
+
+class Preprocessing(BaseModel):
+    """The steps in order. Each occurs at most once and the order is always the one above."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: tuple[Step, ...] = Field(min_length=1, max_length=len(_ORDER))
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        positions = [_ORDER.index(step.step) for step in self.steps]
+        if positions != sorted(set(positions)):
+            raise ValueError(f"steps must follow the order {', '.join(_ORDER)}, each at most once")
+        first = self.steps[0].step
+        if first not in ("decode", "tensor"):
+            raise ValueError("the first step must be decode or tensor")
+        if first == "tensor" and any(step.step in _PICTURE_STEPS for step in self.steps):
+            raise ValueError("picture steps need decode as the first step")
+        if first == "decode":
+            self._check_picture()
+        self._check_normalize()
+        return self
+
+    def _check_picture(self) -> None:
+        if self._find(Color) is None:
+            raise ValueError("a picture needs a color step, L or RGB")
+        resize = self._find(Resize)
+        if self._find(Crop) is None and (resize is None or isinstance(resize.size, int)):
+            raise ValueError("a picture needs a crop step or a resize step to [height, width]")
+
+    def _check_normalize(self) -> None:
+        normalize = self._find(Normalize)
+        channels = self.raw_shape[0]
+        if normalize and {len(normalize.mean), len(normalize.std)} != {channels}:
+            raise ValueError(f"normalize needs {channels} means and deviations, one a channel")
+
+    def _find(self, kind: type[S]) -> S | None:
+        return next((step for step in self.steps if isinstance(step, kind)), None)
+
+    @property
+    def accepts_pictures(self) -> bool:
+        """Whether encoded pictures come in."""
+        return self.steps[0].step == "decode"
+
+    @property
+    def raw_shape(self) -> tuple[int, ...]:
+        """Shape without batch where `finish` begins: `[C, H, W]` uint8 for pictures."""
+        first = self.steps[0]
+        if isinstance(first, TensorInput):
+            return first.shape
+        color, crop, resize = self._find(Color), self._find(Crop), self._find(Resize)
+        height_width = crop.size if crop else resize.size if resize else (1, 1)
+        channels = 3 if color and color.mode == "RGB" else 1
+        return (channels, *height_width) if isinstance(height_width, tuple) else (channels, 1, 1)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape without batch of the float32 tensor that the network takes."""
+        shape = self.raw_shape
+        return (int(np.prod(shape)),) if self._find(Flatten) else shape
+
+    def picture(self, source: bytes | Image.Image, limits: PictureLimits | None = None) -> Tensor:
+        """One picture through the Pillow steps.
+
+        Args:
+            source: the bytes of a JPEG, PNG or WebP, or a Pillow image (used by data sets that
+                hold pixels; it is not changed).
+            limits: bounds on bytes, pixels and sides.
+
+        Returns:
+            uint8 `[C, H, W]`, the shape `raw_shape`.
+
+        Raises:
+            PictureError: a subclass names the limit or the fault.
+            TypeError: this preprocessing takes tensors, not pictures.
+        """
+        if not self.accepts_pictures:
+            raise TypeError("this preprocessing takes tensors, not pictures")
+        limits = limits or PictureLimits()
+        image = open_picture(source, limits) if isinstance(source, bytes) else source
+        for step in self.steps:
+            image = _apply(step, image, limits)
+        pixels = torch.from_numpy(np.array(image, dtype=np.uint8))
+        return pixels.unsqueeze(0) if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
+
+    def finish(self, batch: Tensor) -> Tensor:
+        """A batch through the tensor steps, on the device where it is.
+
+        Args:
+            batch: `[N, *raw_shape]`, uint8 for pictures or any number type.
+
+        Returns:
+            float32 `[N, *input_shape]`. Every element depends on its own pixel only, so a batch
+            and its pictures one by one give the same bits.
+        """
+        x = batch.to(torch.float32)
+        owned = x is not batch  # only a tensor made here may be changed in place
+        for step in self.steps:
+            if isinstance(step, Scale):
+                x = x.div_(step.divisor) if owned else x.div(step.divisor)
+                owned = True
+            elif isinstance(step, Normalize):
+                mean, std = _per_channel(step, x)
+                x = x.sub_(mean).div_(std) if owned else x.sub(mean).div_(std)
+            elif isinstance(step, Flatten):
+                x = x.flatten(1)
+        return x
+
+
+def _per_channel(step: Normalize, x: Tensor) -> tuple[Tensor, Tensor]:
+    shape = (1, -1) + (1,) * (x.ndim - 2)
+    mean = torch.tensor(step.mean, dtype=torch.float32, device=x.device).view(shape)
+    std = torch.tensor(step.std, dtype=torch.float32, device=x.device).view(shape)
+    return mean, std
+
+
+def _apply(step: Any, image: Image.Image, limits: PictureLimits) -> Image.Image:
+    match step:
+        case Orient():
+            return oriented(image)
+        case Color():
+            return to_mode(image, step.mode)
+        case Resize():
+            return _resized(image, step, limits)
+        case Crop():
+            return _cropped(image, step.size)
+        case _:
+            return image
+
+
+def _resized(image: Image.Image, step: Resize, limits: PictureLimits) -> Image.Image:
+    if isinstance(step.size, int):
+        width, height = _by_shorter_side(image.size, step.size)
+    else:
+        height, width = step.size
+    # A very long and thin picture grows enormously when its short side is brought to size.
+    if width * height > limits.max_pixels:
+        raise PictureTooLarge(
+            f"a picture of {image.width}x{image.height} pixels would become {width}x{height} "
+            f"when resized; the limit is {limits.max_pixels} pixels"
+        )
+    if (width, height) == image.size:
+        return image
+    return image.resize((width, height), Image.Resampling[step.interpolation.upper()])
+
+
+def _by_shorter_side(size: tuple[int, int], shorter: int) -> tuple[int, int]:
+    """Width and height, rounded down as torchvision's `Resize` does."""
+    width, height = size
+    if width <= height:
+        return shorter, int(shorter * height / width)
+    return int(shorter * width / height), shorter
+
+
+def _cropped(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """From the centre, with torchvision's rounding; outside the picture is black."""
+    height, width = size
+    if image.size == (width, height):
+        return image
+    left = round((image.width - width) / 2.0)
+    top = round((image.height - height) / 2.0)
+    return image.crop((left, top, left + width, top + height))
