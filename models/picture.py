@@ -90,6 +90,20 @@ def open_picture(data: bytes, limits: PictureLimits) -> Image.Image:
         PictureUnsupported: not a JPEG, PNG or WebP, or animated.
         PictureUnreadable: truncated or damaged.
     """
+    image = _open_header(data, limits)
+    try:
+        image.load()
+    except _PARSER_ERRORS as error:
+        raise PictureUnreadable(f"the {image.format} picture is damaged: {error}") from None
+    return image
+
+
+def size_of(data: bytes, limits: PictureLimits) -> tuple[int, int]:
+    """Width and height from the header alone; raises as `open_picture` does."""
+    return _open_header(data, limits).size
+
+
+def _open_header(data: bytes, limits: PictureLimits) -> Image.Image:
     if len(data) > limits.max_bytes:
         raise PictureTooLarge(
             f"the picture has {len(data)} bytes; the limit is {limits.max_bytes} bytes"
@@ -98,15 +112,14 @@ def open_picture(data: bytes, limits: PictureLimits) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=[kind])
         _check_header(image, limits)
-        image.load()
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise PictureTooLarge(f"the picture is larger than the limit: {error}") from None
     except UnidentifiedImageError:
         raise PictureUnreadable(
-            f"the picture begins as a {kind} and its header is damaged"
+            f"the picture begins as a {kind}, but its header is damaged"
         ) from None
     except _PARSER_ERRORS as error:
-        raise PictureUnreadable(f"the {kind} picture cannot be decoded: {error}") from None
+        raise PictureUnreadable(f"the {kind} picture is damaged: {error}") from None
     return image
 
 
