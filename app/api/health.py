@@ -1,0 +1,43 @@
+"""Probes and figures: `/livez`, `/readyz`, `/metrics`."""
+
+from collections.abc import Callable
+
+from fastapi import APIRouter, Response
+
+from app.metrics import Metrics
+
+PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def health_routes(ready: Callable[[], str | None], metrics: Metrics) -> APIRouter:
+    """The probe routes.
+
+    Args:
+        ready: None when requests can be answered, else the reason why not.
+        metrics: what `/metrics` tells.
+    """
+    router = APIRouter(tags=["health"])
+    not_ready = {503: {"description": "Not ready; the body says why."}}
+
+    @router.get("/livez", summary="Whether the process is alive.")
+    async def livez() -> dict[str, bool]:
+        return {"live": True}
+
+    @router.get("/readyz", summary="Whether requests can be answered now.", responses=not_ready)
+    async def readyz(response: Response) -> dict[str, bool | str]:
+        reason = ready()
+        if reason is None:
+            return {"ready": True}
+        response.status_code = 503
+        return {"ready": False, "reason": reason}
+
+    @router.get(
+        "/metrics",
+        summary="Counts and times for Prometheus.",
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {}}, "description": "Prometheus' text format."}},
+    )
+    async def read_metrics() -> Response:
+        return Response(metrics.expose(), media_type=PROMETHEUS)
+
+    return router

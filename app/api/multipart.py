@@ -1,0 +1,126 @@
+"""Multipart bodies, parsed in memory: the body is bounded before it comes here.
+
+Starlette's own form parser writes files over one mebibyte to disk through a thread pool, which
+costs more than decoding the picture; file names are ignored either way.
+"""
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from python_multipart import MultipartParser
+from python_multipart.exceptions import MultipartParseError
+from python_multipart.multipart import MultipartCallbacks, parse_options_header
+
+from app.errors import BadRequest
+
+MAX_PARTS: Final = 1024
+MAX_FIELD_BYTES: Final = 64 * 1024
+MAX_BOUNDARY_BYTES: Final = 70
+MAX_PART_HEADER_BYTES: Final = 4096
+
+
+@dataclass(slots=True)
+class Form:
+    """Files in the order they came, and plain fields by name (the last one of a name)."""
+
+    files: list[bytes] = field(default_factory=list)
+    fields: dict[str, str] = field(default_factory=dict)
+
+
+def parse_form(content_type: str, body: bytes, *, file_field: str, max_parts: int) -> Form:
+    """The form in `body`.
+
+    Args:
+        content_type: the request's header, with its boundary.
+        body: all of it.
+        file_field: the field whose parts are files; any other is a plain text field.
+        max_parts: most parts of either kind.
+
+    Raises:
+        BadRequest: no boundary, malformed, too many parts, or a field too large.
+    """
+    _, parameters = parse_options_header(content_type)
+    boundary = parameters.get(b"boundary", b"")
+    if not 0 < len(boundary) <= MAX_BOUNDARY_BYTES:
+        raise BadRequest("the multipart body names no boundary, or one of over 70 bytes")
+    reader = _Reader(file_field, min(max_parts, MAX_PARTS))
+    parser = MultipartParser(boundary, reader.callbacks())
+    try:
+        parser.write(body)
+        parser.finalize()
+    except MultipartParseError as error:
+        raise BadRequest(f"the multipart body is malformed: {error}") from None
+    if not reader.ended:
+        raise BadRequest("the multipart body ends before its closing boundary")
+    return reader.form
+
+
+class _Reader:
+    """What the push parser calls; slices of the one body, joined only where it splits a part."""
+
+    def __init__(self, file_field: str, max_parts: int) -> None:
+        self.form = Form()
+        self.ended = False
+        self._file_field = file_field
+        self._max_parts = max_parts
+        self._num_parts = 0
+        self._pieces: list[bytes] = []
+        self._headers: dict[bytes, bytes] = {}
+        self._name = bytearray()
+        self._value = bytearray()
+
+    def callbacks(self) -> MultipartCallbacks:
+        return {
+            "on_part_begin": self._part_begin,
+            "on_part_data": self._part_data,
+            "on_part_end": self._part_end,
+            "on_header_field": self._header_field,
+            "on_header_value": self._header_value,
+            "on_header_end": self._header_end,
+            "on_end": self._end,
+        }
+
+    def _part_begin(self) -> None:
+        self._num_parts += 1
+        if self._num_parts > self._max_parts:
+            raise BadRequest(f"the form has more than {self._max_parts} parts")
+        self._pieces, self._headers = [], {}
+
+    def _part_data(self, data: bytes, start: int, end: int) -> None:
+        self._pieces.append(data[start:end])
+
+    def _part_end(self) -> None:
+        content = b"".join(self._pieces)
+        name = self._field_name()
+        if name == self._file_field:
+            self.form.files.append(content)
+            return
+        if len(content) > MAX_FIELD_BYTES:
+            raise BadRequest(f"the field {name!r} has more than {MAX_FIELD_BYTES} bytes")
+        self.form.fields[name] = content.decode("utf-8", "replace")
+
+    def _field_name(self) -> str:
+        disposition = self._headers.get(b"content-disposition", b"")
+        kind, parameters = parse_options_header(disposition)
+        if kind != b"form-data" or b"name" not in parameters:
+            raise BadRequest("a part of the form has no name; send each file as the field `file`")
+        return parameters[b"name"].decode("utf-8", "replace")[:256]
+
+    def _header_field(self, data: bytes, start: int, end: int) -> None:
+        self._grow(self._name, data[start:end])
+
+    def _header_value(self, data: bytes, start: int, end: int) -> None:
+        self._grow(self._value, data[start:end])
+
+    def _grow(self, buffer: bytearray, piece: bytes) -> None:
+        if len(buffer) + len(piece) > MAX_PART_HEADER_BYTES:
+            raise BadRequest("a part of the form has a header of over 4096 bytes")
+        buffer += piece
+
+    def _header_end(self) -> None:
+        self._headers[bytes(self._name).lower()] = bytes(self._value)
+        self._name.clear()
+        self._value.clear()
+
+    def _end(self) -> None:
+        self.ended = True

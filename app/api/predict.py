@@ -1,0 +1,228 @@
+"""`POST /v1/models/{model}/predict`: pictures or tensors in, labels and probabilities out.
+
+A plain Starlette endpoint: FastAPI's dependency tree would cost more than a small network. Its
+OpenAPI entry stands in `app/api/schema.py`.
+"""
+
+import base64
+import binascii
+import time
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import orjson
+import torch
+from starlette.requests import Request
+from starlette.responses import Response
+from torch import Tensor
+
+from app.api.multipart import parse_form
+from app.engine.live import LiveModels
+from app.engine.predictor import Prediction, Predictor
+from app.errors import BadInput, BadRequest, ForwardFailed, MediaTypeRefused
+
+DEFAULT_TOP_K: Final = 5
+MAX_JSON_DEPTH: Final = 64
+PICTURE_TYPES: Final = ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a request brought: pictures or numbers, never both; and how many labels it wants."""
+
+    pictures: list[bytes]
+    numbers: Any
+    top_k: int
+
+
+class PredictRoute:
+    """The endpoint and the bounds it keeps.
+
+    Args:
+        live: where predictors come from.
+        max_inputs: most pictures or rows in one request.
+        request_timeout_ms: deadline of a request that names none.
+    """
+
+    def __init__(self, live: LiveModels, *, max_inputs: int, request_timeout_ms: float) -> None:
+        self._live = live
+        self._max_inputs = max_inputs
+        self._request_timeout_ms = request_timeout_ms
+
+    async def answer(self, request: Request) -> Response:
+        """Answer one request; errors are told by the application's handlers."""
+        began = time.perf_counter()
+        deadline = time.monotonic() + self._timeout_s(request)
+        body = await request.body()
+        name, _, version = request.path_params["model"].replace("@", ":").partition(":")
+        predictor = await self._live.get(name, version or None)
+        inputs = read_inputs(
+            request.headers.get("content-type", ""),
+            body,
+            request.query_params.get("top_k"),
+            self._max_inputs,
+        )
+        batch = await _batch(predictor, inputs, deadline, self._max_inputs)
+        decoded = time.perf_counter()
+        prediction = await predictor.predict(batch, deadline)
+        answer = {
+            "model": predictor.name,
+            "version": predictor.version,
+            "predictions": _labelled(predictor, prediction, inputs.top_k),
+            "time_ms": {
+                "decode": round((decoded - began) * 1000, 3),
+                "queue": round(prediction.queue_ms, 3),
+                "compute": round(prediction.compute_ms, 3),
+                "total": round((time.perf_counter() - began) * 1000, 3),
+            },
+        }
+        return Response(orjson.dumps(answer), media_type="application/json")
+
+    def _timeout_s(self, request: Request) -> float:
+        text = request.headers.get("x-request-timeout-ms")
+        if text is None:
+            return self._request_timeout_ms / 1000
+        try:
+            timeout_ms = float(text)
+        except ValueError:
+            timeout_ms = float("nan")
+        if not 0 < timeout_ms <= 86_400_000:
+            raise BadRequest(
+                f"X-Request-Timeout-Ms is {text[:40]!r}; it must be a number of milliseconds "
+                "above 0 and at most a day",
+                param="X-Request-Timeout-Ms",
+            )
+        return timeout_ms / 1000
+
+
+def read_inputs(content_type: str, body: bytes, top_k: str | None, max_inputs: int) -> Inputs:
+    """What the body brings, by its content type.
+
+    Raises:
+        MediaTypeRefused: another content type than those in the sentence.
+        BadRequest, BadInput: malformed, empty, or with a wrong field.
+    """
+    media_type = content_type.partition(";")[0].strip().lower()
+    if media_type == "multipart/form-data":
+        form = parse_form(content_type, body, file_field="file", max_parts=max_inputs + 8)
+        if not form.files:
+            raise BadInput(
+                "the form has no file; send each picture as a field `file`", param="file"
+            )
+        return Inputs(form.files, None, _top_k(form.fields.get("top_k", top_k)))
+    if media_type in PICTURE_TYPES:
+        return Inputs([body], None, _top_k(top_k))
+    if media_type == "application/json":
+        return _read_json(body, top_k)
+    raise MediaTypeRefused(
+        f"the content type {media_type[:80]!r} is not read here; send multipart/form-data with "
+        "fields `file`, application/json, or the bytes of one picture as image/jpeg, image/png "
+        "or image/webp"
+    )
+
+
+def _read_json(body: bytes, top_k: str | None) -> Inputs:
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise BadRequest(f"the body is not JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise BadInput("the body must be a JSON object with `images` or `inputs`")
+    unknown = sorted(document.keys() - {"image", "images", "inputs", "top_k"})
+    if unknown:
+        raise BadInput(f"unknown field {unknown[0]!r}; known are images, inputs, top_k")
+    wanted = _top_k(document.get("top_k", top_k))
+    images = document.get("images", [document["image"]] if "image" in document else None)
+    if (images is None) == ("inputs" not in document):
+        raise BadInput("the body must hold either `images` (base64) or `inputs` (numbers)")
+    if images is None:
+        return Inputs([], document["inputs"], wanted)
+    if not isinstance(images, list) or not images:
+        raise BadInput("`images` must be a list of base64 strings", param="images")
+    return Inputs([_base64(image) for image in images], None, wanted)
+
+
+def _base64(text: object) -> bytes:
+    if not isinstance(text, str):
+        raise BadInput("every picture in `images` must be a base64 string", param="images")
+    if text.startswith("data:"):
+        text = text.partition(",")[2]
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise BadInput(f"a picture in `images` is not base64: {error}", param="images") from None
+
+
+def _top_k(value: object) -> int:
+    if value is None:
+        return DEFAULT_TOP_K
+    if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 10:
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 100_000:
+        raise BadInput(f"top_k must be a whole number of at least 1, not {value!r}", param="top_k")
+    return value
+
+
+async def _batch(predictor: Predictor, inputs: Inputs, deadline: float, max_inputs: int) -> Tensor:
+    if not inputs.pictures:
+        return numbers_to_batch(inputs.numbers, predictor.input_shape, max_inputs)
+    if len(inputs.pictures) > max_inputs:
+        raise BadInput(f"{len(inputs.pictures)} pictures were sent; the limit is {max_inputs}")
+    return await predictor.decode(inputs.pictures, deadline)
+
+
+def numbers_to_batch(numbers: Any, shape: tuple[int, ...], max_inputs: int) -> Tensor:
+    """Nested JSON lists as float32 `[n, *shape]`; one sample may come without the first level.
+
+    Raises:
+        BadInput: ragged, not numbers, not finite, of another shape, none or too many.
+    """
+    _check_depth(numbers, len(shape) + 1)
+    try:
+        array = np.array(numbers)
+    except ValueError:
+        raise BadInput("`inputs` is ragged: lists of one level differ in length") from None
+    if array.dtype.kind not in "fiu" or array.dtype.itemsize > 8:
+        raise BadInput("`inputs` must hold numbers only, without null, text, true or false")
+    if array.shape == shape:
+        array = array[None]
+    if array.shape[1:] != shape or not len(array):
+        raise BadInput(
+            f"`inputs` has shape {list(array.shape)}; this model takes {['n', *shape]}",
+            param="inputs",
+        )
+    if len(array) > max_inputs:
+        raise BadInput(f"{len(array)} inputs were sent; the limit is {max_inputs}", param="inputs")
+    with np.errstate(over="ignore"):
+        array = array.astype(np.float32)
+    if not np.isfinite(array).all():
+        raise BadInput("`inputs` holds a number that float32 cannot hold", param="inputs")
+    return torch.from_numpy(array)
+
+
+def _check_depth(numbers: Any, depth: int) -> None:
+    """Follow first elements only: numpy finds a list that is deeper elsewhere to be ragged."""
+    level = 0
+    while isinstance(numbers, list):
+        level += 1
+        if level > depth or not numbers:
+            raise BadInput(f"`inputs` must be {depth} levels of non-empty lists", param="inputs")
+        numbers = numbers[0]
+
+
+def _labelled(predictor: Predictor, prediction: Prediction, top_k: int) -> list[dict[str, Any]]:
+    probabilities = prediction.probabilities
+    best = probabilities.topk(min(top_k, probabilities.shape[1]), dim=1)
+    values, indices = best.values.tolist(), best.indices.tolist()
+    labels = predictor.labels
+    answers = []
+    for row_values, row_indices in zip(values, indices, strict=True):
+        if row_values[0] != row_values[0]:
+            raise ForwardFailed(f"{predictor.name} answered with a number that is not finite")
+        top = [
+            {"label": labels[index], "probability": value}
+            for value, index in zip(row_values, row_indices, strict=True)
+        ]
+        answers.append({**top[0], "top_k": top})
+    return answers

@@ -1,0 +1,115 @@
+"""`GET /v1/models`: what the store holds. The list is readable by OpenAI's client as well."""
+
+import asyncio
+from typing import Any, Literal
+
+from fastapi import APIRouter, Path
+from pydantic import BaseModel, Field
+
+from app.api.schema import error_answers
+from app.engine.live import LiveModels
+from models.manifest import Lineage, Manifest, NetworkSpec
+from models.preprocessing import Preprocessing
+from models.store import PRODUCTION, ModelStore
+
+
+class ModelSummary(BaseModel):
+    """One model."""
+
+    id: str = Field(description="Its name.", examples=["digits"])
+    object: Literal["model"] = "model"
+    created: int = Field(description="Unix time of its newest version.")
+    owned_by: str = "local"
+    versions: list[int] = Field(description="Published numbers, ascending.")
+    aliases: dict[str, int] = Field(description="Alias to version number.")
+
+
+class ModelList(BaseModel):
+    """All models."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelSummary]
+
+
+class VersionDescription(BaseModel):
+    """What one version says of itself."""
+
+    version: int
+    digest: str | None = Field(description="Of what computes: the version's identity.")
+    created: int
+    network: NetworkSpec
+    labels: list[str]
+    input_shape: list[int] = Field(description="Shape of one input after preprocessing.")
+    preprocessing: Preprocessing
+    metrics: dict[str, Any]
+    lineage: Lineage
+    live: bool = Field(description="Whether it is in device memory now.")
+
+
+class ModelDescription(ModelSummary):
+    """One model with the version that its bare name means."""
+
+    production: VersionDescription | None
+
+
+def registry_routes(store: ModelStore, live: LiveModels) -> APIRouter:
+    """The routes that describe models."""
+    router = APIRouter(prefix="/v1/models", tags=["models"])
+
+    @router.get("", summary="List all models, their versions and aliases.")
+    async def list_models() -> ModelList:
+        return ModelList(data=await asyncio.to_thread(_summaries, store))
+
+    @router.get(
+        "/{model}",
+        summary="Describe one model and the version that its bare name means.",
+        responses=error_answers(400, 404, 503),
+    )
+    async def describe_model(
+        model: str = Path(description="Name of the model.", examples=["digits"]),
+    ) -> ModelDescription:
+        return await asyncio.to_thread(_describe, store, live, model)
+
+    return router
+
+
+def _summaries(store: ModelStore) -> list[ModelSummary]:
+    return [_summary(store, name) for name in store.names()]
+
+
+def _summary(store: ModelStore, name: str) -> ModelSummary:
+    aliases = store.aliases(name)
+    versions = store.versions(name)
+    newest = store.version(name, versions[-1])
+    return ModelSummary(
+        id=name,
+        created=int((newest.folder / "manifest.json").stat().st_mtime),
+        versions=versions,
+        aliases=aliases,
+    )
+
+
+def _describe(store: ModelStore, live: LiveModels, name: str) -> ModelDescription:
+    summary = _summary(store, name)
+    number = summary.aliases.get(PRODUCTION)
+    production = None
+    if number is not None:
+        manifest = store.version(name, number).manifest()
+        is_live = any((one.name, one.version) == (name, number) for one in live.loaded())
+        production = _version(number, manifest, is_live)
+    return ModelDescription(**summary.model_dump(), production=production)
+
+
+def _version(number: int, manifest: Manifest, live: bool) -> VersionDescription:
+    return VersionDescription(
+        version=number,
+        digest=manifest.digest,
+        created=int(manifest.created.timestamp()),
+        network=manifest.network,
+        labels=list(manifest.labels),
+        input_shape=list(manifest.preprocessing.input_shape),
+        preprocessing=manifest.preprocessing,
+        metrics=manifest.metrics,
+        lineage=manifest.lineage,
+        live=live,
+    )

@@ -1,0 +1,158 @@
+"""Pictures become tensors off the event loop, within a budget of pixels in flight."""
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from app.errors import DeadlineExceeded, Overloaded, QueueFull
+from models.picture import PictureError, PictureLimits, size_of
+from models.preprocessing import Preprocessing
+
+# Below both, decoding costs less than handing it to a thread and back.
+INLINE_BYTES = 4096
+INLINE_PIXELS = 4096
+
+
+class PixelBudget:
+    """Pixels that may be decoded at one moment; those who do not fit wait, up to a deadline.
+
+    Args:
+        max_pixels: the budget; a single picture larger than it is admitted alone.
+    """
+
+    def __init__(self, max_pixels: int) -> None:
+        self.max_pixels = max_pixels
+        self.in_flight = 0
+        self._changed = threading.Condition()
+
+    def acquire(self, pixels: int, deadline: float) -> int:
+        """Wait until `pixels` fit; returns what must be released.
+
+        Raises:
+            Overloaded: they did not fit before `deadline` (of `time.monotonic`).
+        """
+        pixels = min(pixels, self.max_pixels)
+        with self._changed:
+            fits = self._changed.wait_for(
+                lambda: self.in_flight + pixels <= self.max_pixels, deadline - time.monotonic()
+            )
+            if not fits:
+                raise Overloaded(
+                    f"{self.in_flight} pixels are being decoded already; send this again later",
+                    retry_after_s=1.0,
+                )
+            self.in_flight += pixels
+        return pixels
+
+    def release(self, pixels: int) -> None:
+        """Give back what `acquire` returned."""
+        with self._changed:
+            self.in_flight -= pixels
+            self._changed.notify_all()
+
+
+class Decoder:
+    """Threads that decode, shared by all models.
+
+    Args:
+        num_threads: how many pictures are decoded at once.
+        limits: of one picture.
+        max_pixels_in_flight: over all threads.
+        max_waiting: pictures that may wait for a thread.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_threads: int,
+        limits: PictureLimits,
+        max_pixels_in_flight: int,
+        max_waiting: int,
+    ) -> None:
+        self.limits = limits
+        self.max_waiting = max_waiting
+        self.waiting = 0
+        self._budget = PixelBudget(max_pixels_in_flight)
+        self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
+
+    async def decode(
+        self, pictures: Sequence[bytes], preprocessing: Preprocessing, deadline: float
+    ) -> Tensor:
+        """Every picture through `preprocessing`.
+
+        Args:
+            pictures: encoded, at least one.
+            deadline: of `time.monotonic`, in seconds.
+
+        Returns:
+            float32 `[n, *input_shape]`.
+
+        Raises:
+            models.picture.PictureError: of the first picture that cannot be used; with several
+                pictures the sentence says which.
+            QueueFull, Overloaded, DeadlineExceeded: too much at once, or too late.
+        """
+        if self.waiting + len(pictures) > self.max_waiting:
+            raise QueueFull(f"{self.waiting} pictures wait to be decoded", retry_after_s=1.0)
+        self.waiting += len(pictures)
+        started: list[Tensor | asyncio.Future[Tensor]] = []
+        try:
+            for data in pictures:
+                with _naming(len(started), len(pictures)):
+                    started.append(self._start(data, preprocessing, deadline))
+            tensors = []
+            for index, one in enumerate(started):
+                with _naming(index, len(pictures)):
+                    tensors.append(one if isinstance(one, Tensor) else await one)
+        finally:
+            self.waiting -= len(pictures)
+            for one in started:
+                if not isinstance(one, Tensor):
+                    one.cancel()  # of no effect on those that are done
+        return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+
+    def close(self) -> None:
+        """Finish what is being decoded and end the threads."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    def _start(
+        self, data: bytes, preprocessing: Preprocessing, deadline: float
+    ) -> "Tensor | asyncio.Future[Tensor]":
+        if len(data) <= INLINE_BYTES:
+            width, height = size_of(data, self.limits)
+            if width * height <= INLINE_PIXELS:
+                return self._tensor(data, preprocessing)
+        loop = asyncio.get_running_loop()
+        return loop.run_in_executor(
+            self._threads, self._within_budget, data, preprocessing, deadline
+        )
+
+    def _within_budget(self, data: bytes, preprocessing: Preprocessing, deadline: float) -> Tensor:
+        if time.monotonic() > deadline:
+            raise DeadlineExceeded("the request's time was up before its picture was decoded")
+        width, height = size_of(data, self.limits)
+        taken = self._budget.acquire(width * height, deadline)
+        try:
+            return self._tensor(data, preprocessing)
+        finally:
+            self._budget.release(taken)
+
+    def _tensor(self, data: bytes, preprocessing: Preprocessing) -> Tensor:
+        return preprocessing.finish(preprocessing.picture(data, self.limits).unsqueeze(0))
+
+
+@contextlib.contextmanager
+def _naming(index: int, count: int) -> Iterator[None]:
+    """Say which picture it was, where there are several."""
+    try:
+        yield
+    except PictureError as error:
+        if count == 1:
+            raise
+        raise type(error)(f"picture {index + 1} of {count}: {error}") from None

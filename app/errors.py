@@ -1,0 +1,187 @@
+"""The exception tree of the service, and one table: exception -> status.
+
+    ServiceError
+    ├── BadRequest              400  the body or a parameter cannot be understood
+    │   ├── BadInput            422  understood, and wrong: shape, range, type
+    │   ├── MediaTypeRefused    415  a content type or encoding that is not read here
+    │   └── BodyTooLarge        413  more bytes or elements than the limit
+    ├── NotFound                404  no such thing
+    ├── Overloaded              429  a bound is reached; `retry_after_s` says when to come back
+    │   └── QueueFull                too many inputs wait for this model
+    ├── DeadlineExceeded        504  the request's time was up before its answer
+    │   └── DeadlineUnreachable      its time would be up before its turn
+    ├── Unavailable             503  not now: starting, draining, a version that cannot be loaded
+    │   ├── Draining
+    │   ├── LoadFailed
+    │   └── DeviceLost
+    └── ForwardFailed           500  the network itself raised
+
+Errors of `models` and `training` keep their own names; the table knows them. `/v1` answers
+`{"error": {"type", "message", "param", "code"}}`, `/v2` answers `{"error": "sentence"}`.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from models.checkpoint import CheckpointError
+from models.networks import NetworkError
+from models.picture import PictureError, PictureTooLarge, PictureUnsupported
+from models.store import (
+    AliasMoved,
+    BadName,
+    StoreBusy,
+    UnknownModel,
+    UnknownVersion,
+    VersionInUse,
+)
+
+
+class ServiceError(Exception):
+    """What the service refuses or fails at; the text is one sentence for a person."""
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class BadRequest(ServiceError):
+    """The body or a parameter cannot be understood."""
+
+
+class BadInput(BadRequest):
+    """Understood, and wrong."""
+
+
+class MediaTypeRefused(BadRequest):
+    """A content type or encoding that is not read here."""
+
+
+class BodyTooLarge(BadRequest):
+    """More bytes or elements than the limit."""
+
+
+class NotFound(ServiceError):
+    """No such thing."""
+
+
+class Overloaded(ServiceError):
+    """A bound is reached."""
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class QueueFull(Overloaded):
+    """Too many inputs wait for this model."""
+
+
+class DeadlineExceeded(ServiceError):
+    """The request's time was up before its answer."""
+
+
+class DeadlineUnreachable(DeadlineExceeded):
+    """The request's time would be up before its turn; refused at once."""
+
+
+class Unavailable(ServiceError):
+    """Not now."""
+
+
+class Draining(Unavailable):
+    """The process is stopping."""
+
+
+class LoadFailed(Unavailable):
+    """A version is in the store and cannot be loaded."""
+
+
+class DeviceLost(Unavailable):
+    """The device answers no more; the process ends so that its supervisor starts another."""
+
+
+class ForwardFailed(ServiceError):
+    """The network itself raised."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """How an exception is told over HTTP."""
+
+    status: int
+    code: str
+    type: str
+    message: str
+    param: str | None = None
+    retry_after_s: float | None = None
+
+
+# The first class along the exception's own line of ancestors decides.
+STATUS: Mapping[type[BaseException], int] = {
+    BadRequest: 400,
+    BadInput: 422,
+    MediaTypeRefused: 415,
+    BodyTooLarge: 413,
+    NotFound: 404,
+    Overloaded: 429,
+    DeadlineExceeded: 504,
+    Unavailable: 503,
+    ForwardFailed: 500,
+    PictureError: 422,
+    PictureTooLarge: 413,
+    PictureUnsupported: 415,
+    BadName: 400,
+    UnknownModel: 404,
+    UnknownVersion: 404,
+    AliasMoved: 409,
+    VersionInUse: 409,
+    StoreBusy: 503,
+    CheckpointError: 503,
+    NetworkError: 503,
+}
+RETRY_AFTER_S = 1.0
+
+
+def refusal_of(error: BaseException) -> Refusal:
+    """How `error` is told; what the table does not know is a 500 that says nothing of itself."""
+    status = _status(error)
+    if status is None:
+        return Refusal(500, "internal_error", "server_error", "the service failed on this request")
+    kind = "invalid_request_error" if status < 429 else "server_error"
+    retry_after_s: float | None = getattr(error, "retry_after_s", None)
+    if retry_after_s is None and status == 503:
+        retry_after_s = RETRY_AFTER_S
+    return Refusal(
+        status,
+        code_of(type(error)),
+        "rate_limit_error" if status == 429 else kind,
+        str(error),
+        getattr(error, "param", None),
+        retry_after_s,
+    )
+
+
+def v1_body(refusal: Refusal) -> dict[str, Any]:
+    """The body of an error under `/v1`."""
+    return {
+        "error": {
+            "type": refusal.type,
+            "message": refusal.message,
+            "param": refusal.param,
+            "code": refusal.code,
+        }
+    }
+
+
+def code_of(error_class: type[BaseException]) -> str:
+    """`QueueFull` -> `queue_full`: stable, for programs."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", error_class.__name__).lower()
+
+
+def _status(error: BaseException) -> int | None:
+    for ancestor in type(error).__mro__:
+        if ancestor in STATUS:
+            return STATUS[ancestor]
+    return None

@@ -1,0 +1,169 @@
+"""What is counted, and how Prometheus reads it.
+
+Counting is a few additions to plain numbers, because it happens on every request; the exposition
+format is prometheus-client's, made when somebody asks. Labels are routes, live models and statuses,
+never anything a client can invent, so the number of series is bounded.
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+LATENCY_BUCKETS_S: Final = (
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+)  # fmt: skip
+BATCH_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class Histogram:
+    """Counts in fixed buckets, and their sum."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count `value` in its bucket."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+    def cumulative(self) -> list[tuple[str, float]]:
+        """Prometheus buckets: (upper bound, how many are at most that)."""
+        names = [*map(str, map(float, self.bounds)), "+Inf"]
+        running, buckets = 0, []
+        for name, count in zip(names, self.counts, strict=True):
+            running += count
+            buckets.append((name, float(running)))
+        return buckets
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFigures:
+    """One live version's counts at the moment of a scrape; times are sums in seconds."""
+
+    model: str
+    version: int
+    queue_length: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    outcomes: dict[str, int] = field(default_factory=dict)
+    batch_sizes: Histogram | None = None
+    queue_wait: Histogram | None = None
+    memory_bytes: int = 0
+
+
+class Metrics(Collector):
+    """The counts of one application; it registers itself in a registry of its own.
+
+    Args:
+        figures: asked at each scrape for every live version.
+        device_memory_bytes: asked at each scrape; empty where the device does not tell.
+    """
+
+    def __init__(
+        self,
+        figures: Callable[[], Iterable[ModelFigures]] = tuple,
+        device_memory_bytes: Callable[[], dict[str, int]] = dict,
+    ) -> None:
+        self._figures = figures
+        self._device_memory_bytes = device_memory_bytes
+        self._requests: dict[tuple[str, str, str, str], Histogram] = {}
+        self.registry = CollectorRegistry()
+        self.registry.register(self)
+
+    def count_request(
+        self, route: str, model: str, version: str, status: int, seconds: float
+    ) -> None:
+        """Count one answered request."""
+        key = (route, model, version, str(status))
+        histogram = self._requests.get(key)
+        if histogram is None:
+            histogram = self._requests[key] = Histogram(LATENCY_BUCKETS_S)
+        histogram.observe(seconds)
+
+    def expose(self) -> bytes:
+        """All series in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+    def describe(self) -> list[Metric]:
+        """Nothing ahead of time: registering must not ask the live models."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """Called by the registry at each scrape."""
+        yield self._request_family()
+        figures = list(self._figures())
+        yield from _model_families(figures)
+        loaded = GaugeMetricFamily("pytorchlib_versions_loaded", "Versions that are live.")
+        loaded.add_metric([], len(figures))
+        yield loaded
+        memory = GaugeMetricFamily(
+            "pytorchlib_device_memory_bytes", "Device memory by kind.", labels=["kind"]
+        )
+        for kind, size_bytes in self._device_memory_bytes().items():
+            memory.add_metric([kind], size_bytes)
+        yield memory
+
+    def _request_family(self) -> Metric:
+        family = HistogramMetricFamily(
+            "pytorchlib_request_seconds",
+            "Requests and how long they took, from first byte of the request to the answer.",
+            labels=["route", "model", "version", "status"],
+        )
+        for labels, histogram in list(self._requests.items()):
+            family.add_metric(labels, histogram.cumulative(), histogram.total)
+        return family
+
+
+def _model_families(figures: list[ModelFigures]) -> Iterator[Metric]:
+    names = ["model", "version"]
+    queued = GaugeMetricFamily("pytorchlib_queue_length", "Inputs that wait.", labels=names)
+    memory = GaugeMetricFamily("pytorchlib_model_memory_bytes", "Bytes of weights.", labels=names)
+    seconds = CounterMetricFamily(
+        "pytorchlib_stage_seconds", "Time spent in each stage.", labels=[*names, "stage"]
+    )
+    outcomes = CounterMetricFamily(
+        "pytorchlib_inputs", "Inputs by what became of them.", labels=[*names, "outcome"]
+    )
+    for one in figures:
+        labels = [one.model, str(one.version)]
+        queued.add_metric(labels, one.queue_length)
+        memory.add_metric(labels, one.memory_bytes)
+        for stage, value in one.seconds.items():
+            seconds.add_metric([*labels, stage], value)
+        for outcome, count in one.outcomes.items():
+            outcomes.add_metric([*labels, outcome], count)
+    yield from (queued, memory, seconds, outcomes)
+    yield _histogram_family(
+        "pytorchlib_batch_size", "Inputs in one batch.", figures, lambda one: one.batch_sizes
+    )
+    yield _histogram_family(
+        "pytorchlib_queue_wait_seconds", "Wait for a batch.", figures, lambda one: one.queue_wait
+    )
+
+
+def _histogram_family(
+    name: str,
+    text: str,
+    figures: list[ModelFigures],
+    of: Callable[[ModelFigures], Histogram | None],
+) -> Metric:
+    family = HistogramMetricFamily(name, text, labels=["model", "version"])
+    for one in figures:
+        histogram = of(one)
+        if histogram is not None:
+            labels = [one.model, str(one.version)]
+            family.add_metric(labels, histogram.cumulative(), histogram.total)
+    return family

@@ -1,0 +1,80 @@
+"""Every knob of the service: name, default, environment variable, one sentence.
+
+Read from flags, then the environment (`PYTORCHLIB_...`), then `.env`. `docs/settings.md` is
+generated from this file, and a test keeps them equal.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+MEBIBYTE = 1024 * 1024
+
+
+class Settings(BaseSettings):
+    """Settings of one serving process."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="PYTORCHLIB_", env_file=".env", extra="ignore", frozen=True
+    )
+
+    home: Path = Field(Path("var"), description="Folder of models, datasets, runs and jobs.")
+    host: str = Field("127.0.0.1", description="Address to listen on; loopback unless said.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    device: str = Field("auto", description="Where models compute: auto, cpu, cuda or cuda:N.")
+    threads: int = Field(
+        0, ge=0, le=1024, description="Threads that compute; 0 takes what the cgroup allows."
+    )
+    preload: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Models to load before the service is ready, separated by commas."
+    )
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Host names it answers to besides loopback's, separated by commas."
+    )
+    allowed_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Origins of web pages that may change things, separated by commas."
+    )
+    max_body_bytes: int = Field(64 * MEBIBYTE, ge=1024, description="Largest request body.")
+    max_picture_bytes: int = Field(10 * MEBIBYTE, ge=64, description="Largest encoded picture.")
+    max_picture_pixels: int = Field(
+        25_000_000, ge=64, description="Most pixels of one decoded picture."
+    )
+    max_picture_side: int = Field(8192, ge=8, description="Longest side of a picture in pixels.")
+    max_pixels_in_flight: int = Field(
+        100_000_000, ge=64, description="Pixels being decoded at one moment, over all requests."
+    )
+    max_inputs: int = Field(1024, ge=1, description="Most inputs (pictures, rows) in one request.")
+    max_batch_items: int = Field(32, ge=1, le=4096, description="Largest batch on the device.")
+    max_delay_ms: float = Field(
+        0.0, ge=0, le=1000, description="How long a batch waits to fill; 0 never waits."
+    )
+    max_queue_items: int = Field(
+        1024, ge=1, description="Inputs of one model that may wait; beyond it the answer is 429."
+    )
+    request_timeout_ms: float = Field(
+        30_000, gt=0, description="Deadline of a request that names none."
+    )
+    watch_interval_s: float = Field(
+        1.0, gt=0, description="How often the store is looked at for what other processes changed."
+    )
+    drain_s: float = Field(
+        5.0, ge=0, description="How long after SIGTERM new requests are still served."
+    )
+    log_format: Literal["plain", "json"] = Field("plain", description="Shape of a log line.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe log line that is written."
+    )
+
+    @field_validator("preload", "allowed_hosts", "allowed_origins", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @property
+    def models_folder(self) -> Path:
+        """Where the model store rests."""
+        return self.home / "models"
