@@ -1,10 +1,20 @@
-"""Shared by all tests: one thread, so that the suite is quick and repeatable; where real data lies."""
+"""Shared by all tests: one thread, for quick and repeatable runs; real data; a small real store."""
 
+import io
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from starlette.testclient import TestClient
+
+from models import checkpoint, networks
+from models.manifest import Manifest, NetworkSpec
+from models.preprocessing import Preprocessing
+from models.store import ModelStore, Version
 
 torch.set_num_threads(1)
 
@@ -23,3 +33,58 @@ def real_data() -> Path:
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
+
+
+GREY_8X8 = [
+    {"step": "decode"},
+    {"step": "orient"},
+    {"step": "color", "mode": "L"},
+    {"step": "resize", "size": [8, 8], "interpolation": "box"},
+    {"step": "scale"},
+    {"step": "normalize", "mean": [0.5], "std": [0.25]},
+]
+
+
+def publish_cnn(store: ModelStore, name: str, seed: int, **kwargs: object) -> Version:
+    """Publish a small real network for grey 8x8 pictures and the labels 0..9."""
+    torch.manual_seed(seed)
+    network = networks.build("cnn", {"channels": 1, "size": 8, "num_classes": 10, "width": 4})
+    manifest = Manifest(
+        network=NetworkSpec(
+            name="cnn", options={"channels": 1, "size": 8, "num_classes": 10, "width": 4}
+        ),
+        preprocessing=Preprocessing(steps=GREY_8X8),
+        labels=tuple("0123456789"),
+    )
+    golden = torch.randint(0, 256, (8, 1, 8, 8), dtype=torch.uint8)
+    return store.publish(
+        name, lambda folder: checkpoint.save(folder, network.eval(), manifest, golden), **kwargs
+    )
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ModelStore:
+    """A store with `digits`, version 1, an untrained network."""
+    store = ModelStore(tmp_path / "models")
+    publish_cnn(store, "digits", seed=1)
+    return store
+
+
+@pytest.fixture
+def client(store: ModelStore) -> Iterator[TestClient]:
+    """The whole application over that store."""
+    from app.main import create_app
+    from app.settings import Settings
+
+    settings = Settings(home=store.folder.parent, device="cpu", threads=1, watch_interval_s=0.05)
+    with TestClient(create_app(settings), raise_server_exceptions=False) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def digit_png() -> bytes:
+    """A 64x64 grey picture as a browser would send it."""
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8).repeat(8, 0)
+    file = io.BytesIO()
+    Image.fromarray(pixels.repeat(8, 1)).save(file, "PNG")
+    return file.getvalue()
