@@ -114,9 +114,9 @@ class FitConfig(Config):
     early_stopping: Count = Field(
         default=0, description="Epochs without a better validation before the run ends; 0 is never."
     )
-    augment: Literal["none", "digits", "natural"] = Field(
+    augment: Literal["none", "shift", "digits", "natural"] = Field(
         default="none",
-        description="Random changes of training pictures; digits never flips, natural does.",
+        description="Random changes of training pictures; only natural mirrors them.",
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto", description="auto is bf16 on GPUs that have it and fp32 elsewhere."

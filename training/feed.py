@@ -1,0 +1,144 @@
+"""Batches for the device: from a tensor that lies on it, or streamed from workers that read ahead.
+
+Both give the same batches for the same order, so how a dataset is held never changes a result.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from models.picture import PictureError
+from training.faults import DatasetFaults
+from training.order import Batch, in_turn
+from training.samples import InMemory, Samples
+from training.source import Part
+
+READ_AHEAD = 4
+"""Batches that each worker may have ready."""
+WORKER_DEADLINE_S = 300.0
+"""No batch takes this long to read; a worker that does has died or hangs."""
+
+
+class Piece(NamedTuple):
+    """What was read of one batch: the samples that could be read, and what ails the others."""
+
+    data: Tensor
+    digests: tuple[bytes, ...]
+    faults: tuple[str, ...]
+
+
+class Feed(Protocol):
+    """Batches of one part on the device: samples as `finish` takes them, and their targets."""
+
+    def __call__(self, order: Iterable[Batch]) -> Iterator[tuple[Batch, Tensor, Tensor]]:
+        """The samples and targets of every batch of `order`.
+
+        Raises:
+            DatasetFaults: a sample that could be read before cannot be read now.
+        """
+
+
+def feed_for(part: Part, device: torch.device, num_workers: int) -> Feed:
+    """A feed of `part` for `device`: resident if its samples lie in memory, else streamed."""
+    if isinstance(part.samples, InMemory):
+        return _Resident(part.samples.data.to(device), part.targets.to(device))
+    return _Streamed(part, device, num_workers)
+
+
+def in_batches(
+    part: Part, finish: Callable[[Tensor], Tensor], batch_size: int, num_workers: int = 0
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Every sample of `part` once and in turn, finished, on the CPU: what evaluations take."""
+    feed = feed_for(part, torch.device("cpu"), num_workers)
+    for _, inputs, targets in feed(in_turn(len(part), batch_size)):
+        yield finish(inputs), targets
+
+
+def pieces(samples: Samples, order: Iterable[Batch], num_workers: int) -> Iterator[Piece]:
+    """Read the samples of every batch of `order`, in that order.
+
+    Args:
+        samples: picklable, where the system starts its processes anew.
+        order: drawn from a few batches ahead.
+        num_workers: processes that read; 0 reads here.
+    """
+    loader: Any = DataLoader(
+        _Reader(samples),
+        batch_sampler=_indices(order),
+        collate_fn=_as_read,
+        num_workers=num_workers,
+        prefetch_factor=READ_AHEAD if num_workers else None,
+        timeout=WORKER_DEADLINE_S if num_workers else 0,
+    )
+    return iter(loader)
+
+
+@dataclass(frozen=True)
+class _Resident:
+    data: Tensor
+    targets: Tensor
+
+    def __call__(self, order: Iterable[Batch]) -> Iterator[tuple[Batch, Tensor, Tensor]]:
+        for batch in order:
+            indices = batch.indices.to(self.data.device, non_blocking=True)
+            yield batch, self.data.index_select(0, indices), self.targets.index_select(0, indices)
+
+
+@dataclass(frozen=True)
+class _Streamed:
+    part: Part
+    device: torch.device
+    num_workers: int
+
+    def __call__(self, order: Iterable[Batch]) -> Iterator[tuple[Batch, Tensor, Tensor]]:
+        planned: deque[Batch] = deque()
+        for piece in pieces(self.part.samples, _noted(order, planned), self.num_workers):
+            if piece.faults:
+                raise DatasetFaults("that is being streamed", piece.faults)
+            batch = planned.popleft()
+            targets = self.part.targets[batch.indices].to(self.device)
+            yield batch, piece.data.to(self.device), targets
+
+
+def _noted(order: Iterable[Batch], planned: deque[Batch]) -> Iterator[Batch]:
+    for batch in order:
+        planned.append(batch)
+        yield batch
+
+
+def _indices(order: Iterable[Batch]) -> Iterator[list[int]]:
+    for batch in order:
+        yield batch.indices.tolist()
+
+
+class _Reader(Dataset[Piece]):
+    """What each worker holds: it reads a batch, and reports faults instead of raising them."""
+
+    def __init__(self, samples: Samples) -> None:
+        self.samples = samples
+
+    def __getitems__(self, indices: list[int]) -> Piece:
+        read: list[tuple[Tensor, bytes]] = []
+        faults: list[str] = []
+        for index in indices:
+            try:
+                read.append(self.samples.read(index))
+            except (PictureError, ValueError, OSError) as error:
+                faults.append(f"{self.samples.name(index)}: {error}")
+                continue
+            if read[-1][0].shape != read[0][0].shape:
+                shape, first = list(read.pop()[0].shape), list(read[0][0].shape)
+                faults.append(
+                    f"{self.samples.name(index)}: shape {shape} where others have {first}"
+                )
+        data = torch.stack([tensor for tensor, _ in read]) if read else torch.empty(0)
+        return Piece(data, tuple(digest for _, digest in read), tuple(faults))
+
+
+def _as_read(piece: Any) -> Any:
+    return piece

@@ -1,0 +1,65 @@
+"""Samples that are the `x` of `(x, y)` pairs, from anything with a length and an index."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from models.preprocessing import Preprocessing
+from training.randomness import seed_for, seeded
+from training.samples import GREY_MODES, Look, digest_of, look_of, picture_of, tensor_of
+
+NUM_LOOKED_AT = 256
+
+
+@dataclass(frozen=True)
+class Items:
+    """Pillow images, arrays or tensors: a list of pairs, or a `torch.utils.data.Dataset`.
+
+    A random transform inside the pairs draws the same numbers at every reading: here they are
+    data, and what should differ from epoch to epoch is the augmentation's work.
+    """
+
+    pairs: Any
+    indices: tuple[int, ...]
+    preprocessing: Preprocessing | None = None
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def read(self, index: int) -> tuple[Tensor, bytes]:
+        """See `training.samples.Samples`."""
+        x = self._x(index)
+        if self.preprocessing and self.preprocessing.accepts_pictures:
+            image = x if isinstance(x, Image.Image) else picture_of(tensor_of(x))
+            x = self.preprocessing.picture(image)
+        tensor = tensor_of(x)
+        return tensor, digest_of(tensor)
+
+    def name(self, index: int) -> str:
+        """See `training.samples.Samples`."""
+        return f"item {self.indices[index]}"
+
+    def look(self) -> Look:
+        """See `training.samples.Samples`; the first items speak for all."""
+        first = self._x(0)
+        if not isinstance(first, Image.Image):
+            return look_of(tensor_of(first))
+        images = [self._x(index) for index in range(min(len(self), NUM_LOOKED_AT))]
+        channels = 1 if all(image.mode in GREY_MODES for image in images) else 3
+        sizes = {(image.height, image.width) for image in images}
+        return Look(True, (channels, *sizes.pop()) if len(sizes) == 1 else (channels,))
+
+    def prepared(self, preprocessing: Preprocessing) -> "Items":
+        """See `training.samples.Samples`."""
+        return replace(self, preprocessing=preprocessing)
+
+    def select(self, indices: Tensor) -> "Items":
+        """See `training.samples.Samples`."""
+        return replace(self, indices=tuple(self.indices[index] for index in indices.tolist()))
+
+    def _x(self, index: int) -> Any:
+        position = self.indices[index]
+        with seeded(seed_for(0, "item", sample=position)):
+            return self.pairs[position][0]

@@ -1,0 +1,65 @@
+"""A dataset as its reader found it: classes in order, and parts not yet split or preprocessed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from training.samples import Samples
+
+TRAIN, VALIDATION, TEST = "train", "validation", "test"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Samples with their targets, int64 `[N]`: positions in the dataset's list of classes."""
+
+    samples: Samples
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def select(self, indices: Tensor) -> "Part":
+        """Some of the samples, in the order of `indices`."""
+        return Part(self.samples.select(indices), self.targets[indices])
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a reader found.
+
+    Attributes:
+        name: what a person calls the dataset.
+        classes: names in the order of the targets.
+        parts: `train` always; `validation` and `test` where the source has them apart.
+        notes: what a person should know, such as files that were skipped.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    parts: Mapping[str, Part]
+    notes: tuple[str, ...] = ()
+
+
+def class_names(labels: Sequence[Any]) -> tuple[str, ...]:
+    """The distinct labels in order: by value where all are whole numbers, else by their text."""
+    texts = {str(label) for label in labels}
+    if all(text.removeprefix("-").isdecimal() for text in texts):
+        return tuple(sorted(texts, key=int))
+    return tuple(sorted(texts))
+
+
+def targets_of(labels: Sequence[Any], classes: Sequence[str]) -> Tensor:
+    """The positions of `labels` in `classes`, int64 `[N]`."""
+    positions = {name: index for index, name in enumerate(classes)}
+    return torch.tensor([positions[str(label)] for label in labels], dtype=torch.int64)
+
+
+def plain_labels(y: Any) -> list[Any]:
+    """Labels as a list of Python values, from a list, an array or a tensor `[N]`."""
+    values: list[Any] = np.asarray(y).reshape(-1).tolist()
+    return values
