@@ -1,0 +1,334 @@
+"""Tensors of the Open Inference Protocol: JSON lists and little-endian bytes to torch and back.
+
+Nothing here loops over elements in Python: lists are checked and packed by `struct`, bytes are
+viewed in place. Only BYTES elements, which have a length each, are walked one by one.
+"""
+
+import math
+import struct
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from app.api.v2_errors import (
+    BinarySizeInvalid,
+    DataInvalid,
+    DatatypeRefused,
+    DatatypeUnknown,
+    OutputNotJson,
+    ShapeInvalid,
+    TooManyElements,
+    shown,
+)
+
+MEBIBYTE = 1024 * 1024
+MAX_RANK = 16
+# A shorter list is checked element type by element type: that costs less than being clever.
+CLEVER_LENGTH = 32
+MAX_PIECES = 256
+
+Data: TypeAlias = Tensor | list[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of one request, each checked before the memory it would cost is taken.
+
+    JSON has its own: a byte of it can cost 20 bytes of memory and 15 ns on the event loop.
+    """
+
+    max_body_bytes: int = 64 * MEBIBYTE
+    max_inflated_bytes: int = 64 * MEBIBYTE
+    max_json_bytes: int = 8 * MEBIBYTE
+    max_json_lists: int = 65_536
+    max_elements: int = 16 * MEBIBYTE
+    max_items: int = 1024
+    max_tensors: int = 64
+
+
+class NamedTensor(NamedTuple):
+    """One tensor on the wire; BYTES is a list of its elements, all else a torch tensor."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: Data
+
+
+@dataclass(frozen=True, slots=True)
+class Datatype:
+    """One row of the protocol's table.
+
+    Attributes:
+        dtype: in torch; None for BYTES.
+        num_bytes: of one element; 0 for BYTES.
+        code: how `struct` packs one from a JSON number; empty where numbers do not do.
+    """
+
+    name: str
+    dtype: torch.dtype | None
+    num_bytes: int
+    code: str = ""
+
+
+DATATYPES = {
+    row.name: row
+    for row in (
+        Datatype("BOOL", torch.bool, 1),
+        Datatype("UINT8", torch.uint8, 1, "B"),
+        Datatype("UINT16", torch.uint16, 2, "H"),
+        Datatype("UINT32", torch.uint32, 4, "I"),
+        Datatype("UINT64", torch.uint64, 8, "Q"),
+        Datatype("INT8", torch.int8, 1, "b"),
+        Datatype("INT16", torch.int16, 2, "h"),
+        Datatype("INT32", torch.int32, 4, "i"),
+        Datatype("INT64", torch.int64, 8, "q"),
+        Datatype("FP16", torch.float16, 2),
+        Datatype("BF16", torch.bfloat16, 2),
+        Datatype("FP32", torch.float32, 4, "f"),
+        Datatype("FP64", torch.float64, 8, "d"),
+        Datatype("BYTES", None, 0),
+    )
+}
+BINARY_ONLY = ("FP16", "BF16")
+JSON_WORDS = {
+    type(None): "null",
+    bool: "true or false",
+    str: "text",
+    list: "lists",
+    dict: "objects",
+}
+
+
+def datatype_named(name: object) -> Datatype:
+    """The row of the table.
+
+    Raises:
+        DatatypeUnknown: there is none.
+    """
+    row = DATATYPES.get(name) if isinstance(name, str) else None
+    if row is None:
+        raise DatatypeUnknown(f"datatype {shown(name)} is none of {', '.join(DATATYPES)}")
+    return row
+
+
+def checked_shape(name: str, shape: object, limits: Limits) -> tuple[tuple[int, ...], int]:
+    """`shape` as sizes, and the number of elements it describes.
+
+    Raises:
+        ShapeInvalid: not a list of whole numbers from 0, or more than 16 of them.
+        TooManyElements: the product is over `limits.max_elements`.
+    """
+    if type(shape) is not list or not 1 <= len(shape) <= MAX_RANK:
+        raise ShapeInvalid(f"shape of input {shown(name)} must be a list of 1 to {MAX_RANK} sizes")
+    if set(map(type, shape)) != {int} or min(shape) < 0:
+        raise ShapeInvalid(f"shape of input {shown(name)} must hold whole numbers from 0")
+    count = math.prod(shape)
+    if count > limits.max_elements:
+        raise TooManyElements(
+            f"input {shown(name)} has {count} elements, over the limit of {limits.max_elements}"
+        )
+    return tuple(shape), count
+
+
+def longest_wordy_piece(text: bytes | bytearray) -> int:
+    """Length of the longest stretch of JSON `text` without quotation marks that may hold words.
+
+    `struct` takes true for 1. To look at the type of every element would cost as much as parsing;
+    but a list of n numbers has at least 2n + 1 characters, none of them a quotation mark, so only
+    a stretch that long can hold it, and `true` and `false` are the words with an r or an l.
+    """
+    return max(
+        (
+            len(piece)
+            for piece in text.split(b'"', MAX_PIECES)
+            if len(piece) > 2 * CLEVER_LENGTH and (b"r" in piece or b"l" in piece)
+        ),
+        default=0,
+    )
+
+
+def data_from_json(
+    name: str, datatype: Datatype, shape: tuple[int, ...], data: object, wordy_length: int
+) -> Data:
+    """The elements of a JSON list, flat in row-major order or nested as `shape`.
+
+    Args:
+        wordy_length: `longest_wordy_piece` of the text that `data` was parsed from.
+
+    Returns:
+        A tensor of `shape`, or a list of bytes for BYTES.
+
+    Raises:
+        DatatypeRefused: FP16 or BF16.
+        DataInvalid: wrong count, ragged nesting, an element of another type or out of range.
+    """
+    if datatype.name in BINARY_ONLY:
+        raise DatatypeRefused(
+            f"{datatype.name} cannot travel as JSON; send input {shown(name)} as binary data"
+        )
+    if type(data) is not list:
+        raise DataInvalid(f"data of input {shown(name)} must be a list")
+    flat = _flat(name, data, shape)
+    if len(flat) != math.prod(shape):
+        raise DataInvalid(
+            f"data of input {shown(name)} has {len(flat)} elements, its shape "
+            f"{list(shape)} has {math.prod(shape)}"
+        )
+    if datatype.dtype is None:
+        return _encoded(name, flat)
+    if not flat:
+        return torch.empty(shape, dtype=datatype.dtype)
+    packed = _packed(name, datatype, flat, wordy_length)
+    return torch.frombuffer(packed, dtype=datatype.dtype).view(shape)
+
+
+def data_from_bytes(
+    name: str,
+    datatype: Datatype,
+    shape: tuple[int, ...],
+    body: bytearray,
+    start: int,
+    num_bytes: int,
+    limits: Limits,
+) -> Data:
+    """The elements that lie in `body[start : start + num_bytes]`, viewed in place.
+
+    Returns:
+        A tensor of `shape` that shares the memory of `body` (a copy in one piece where an odd
+        JSON length put it at an odd address), or a list of bytes for BYTES.
+
+    Raises:
+        BinarySizeInvalid: `num_bytes` is not what the shape needs, or the lengths of BYTES
+            elements do not add up to it.
+        DataInvalid: a BOOL that is neither 0 nor 1.
+        TooManyElements: more BYTES elements than `limits.max_items`.
+    """
+    count = math.prod(shape)
+    if datatype.dtype is None:
+        return _walked(name, body, start, num_bytes, count, limits)
+    if num_bytes != count * datatype.num_bytes:
+        raise BinarySizeInvalid(
+            f"input {shown(name)} of shape {list(shape)} and datatype {datatype.name} needs "
+            f"{count * datatype.num_bytes} bytes, binary_data_size is {num_bytes}"
+        )
+    if count == 0:
+        return torch.empty(shape, dtype=datatype.dtype)
+    if start % datatype.num_bytes:
+        body, start = bytearray(memoryview(body)[start : start + num_bytes]), 0
+    if datatype.dtype is torch.bool and np.frombuffer(body, np.uint8, count, start).max() > 1:
+        raise DataInvalid(f"BOOL input {shown(name)} holds a byte that is neither 0 nor 1")
+    return torch.frombuffer(body, dtype=datatype.dtype, count=count, offset=start).view(shape)
+
+
+def to_json(tensor: NamedTensor) -> Any:
+    """`tensor.data` as orjson takes it, flat: a numpy array, or a list of strings for BYTES.
+
+    Raises:
+        OutputNotJson: FP16, BF16, or bytes that are not UTF-8.
+    """
+    if tensor.datatype in BINARY_ONLY:
+        raise OutputNotJson(
+            f"{tensor.datatype} cannot travel as JSON; ask for output {shown(tensor.name)} as "
+            "binary data"
+        )
+    if isinstance(tensor.data, Tensor):
+        return tensor.data.contiguous().numpy().reshape(-1)
+    try:
+        return [element.decode() for element in tensor.data]
+    except UnicodeDecodeError:
+        raise OutputNotJson(
+            f"output {shown(tensor.name)} holds bytes that are not UTF-8; ask for it as binary data"
+        ) from None
+
+
+def to_bytes(tensor: NamedTensor) -> memoryview | bytes:
+    """The elements of `tensor` as they lie on the wire."""
+    if not isinstance(tensor.data, Tensor):
+        return b"".join(
+            part for element in tensor.data for part in (struct.pack("<I", len(element)), element)
+        )
+    if tensor.data.numel() == 0:
+        return b""
+    return tensor.data.contiguous().view(-1).view(torch.uint8).numpy().data
+
+
+def is_finite(data: Data) -> bool:
+    """Whether JSON has a number for every element."""
+    if not isinstance(data, Tensor) or not data.dtype.is_floating_point:
+        return True
+    return bool(torch.isfinite(data).all())
+
+
+def _flat(name: str, data: list[Any], shape: tuple[int, ...]) -> list[Any]:
+    """`data` in row-major order; one pass in C per dimension."""
+    if not data or type(data[0]) is not list:
+        return data
+    for size, inner in zip(shape, shape[1:], strict=False):
+        if set(map(type, data)) != {list} or set(map(len, data)) != {inner}:
+            raise DataInvalid(
+                f"data of input {shown(name)} is nested, but not as its shape {list(shape)}: "
+                f"expected {size} lists of {inner}"
+            )
+        data = list(chain.from_iterable(data))
+    return data
+
+
+def _packed(name: str, datatype: Datatype, flat: list[Any], wordy_length: int) -> bytearray:
+    if datatype.dtype is torch.bool:
+        if set(map(type, flat)) != {bool}:
+            raise DataInvalid(f"BOOL input {shown(name)} takes true and false only")
+        return bytearray(flat)
+    buffer = bytearray(len(flat) * datatype.num_bytes)
+    try:
+        struct.pack_into(f"<{len(flat)}{datatype.code}", buffer, 0, *flat)
+    except (struct.error, OverflowError):
+        raise _misfit(name, datatype, flat) from None
+    wordy = len(flat) <= CLEVER_LENGTH or 2 * len(flat) < wordy_length
+    if wordy and bool in set(map(type, flat)):
+        raise _misfit(name, datatype, flat)
+    return buffer
+
+
+def _misfit(name: str, datatype: Datatype, flat: list[Any]) -> DataInvalid:
+    """The sentence for a list that could not be packed."""
+    strange = [word for kind, word in JSON_WORDS.items() if kind in set(map(type, flat))]
+    if strange:
+        found = " and ".join(strange)
+        return DataInvalid(f"input {shown(name)} takes numbers ({datatype.name}), not {found}")
+    return DataInvalid(f"input {shown(name)} holds a number that {datatype.name} cannot")
+
+
+def _encoded(name: str, flat: list[Any]) -> list[bytes]:
+    if flat and set(map(type, flat)) != {str}:
+        raise DataInvalid(f"BYTES input {shown(name)} takes text in JSON, nothing else")
+    return [element.encode() for element in flat]
+
+
+def _walked(
+    name: str, body: bytearray, start: int, num_bytes: int, count: int, limits: Limits
+) -> list[bytes]:
+    """BYTES elements: each a little-endian uint32 length and that many bytes."""
+    if count > limits.max_items:
+        raise TooManyElements(
+            f"BYTES input {shown(name)} has {count} elements, over the limit of {limits.max_items}"
+        )
+    end = start + num_bytes
+    elements: list[bytes] = []
+    with memoryview(body) as view:
+        while start + 4 <= end and len(elements) < count:
+            length = int.from_bytes(view[start : start + 4], "little")
+            start += 4 + length
+            if start > end:
+                break
+            elements.append(bytes(view[start - length : start]))
+    if start != end or len(elements) != count:
+        raise BinarySizeInvalid(
+            f"BYTES input {shown(name)} must hold exactly {count} elements, each a 4-byte length "
+            f"and its bytes, in {num_bytes} bytes"
+        )
+    return elements
