@@ -119,7 +119,7 @@ class Refusal:
 
 
 # The first class along the exception's own line of ancestors decides.
-STATUS: Mapping[type[BaseException], int] = {
+STATUS: Mapping[type[Exception], int] = {
     BadRequest: 400,
     BadInput: 422,
     MediaTypeRefused: 415,
@@ -181,7 +181,4 @@ def code_of(error_class: type[BaseException]) -> str:
 
 
 def _status(error: BaseException) -> int | None:
-    for ancestor in type(error).__mro__:
-        if ancestor in STATUS:
-            return STATUS[ancestor]
-    return None
+    return next((STATUS[one] for one in type(error).__mro__ if one in STATUS), None)

@@ -63,7 +63,8 @@ def variable_of(name: str) -> str:
 def _option(name: str, field: FieldInfo) -> inspect.Parameter:
     kind: Any = field.annotation if field.annotation in _FLAG_TYPES else str
     default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
-    help_text = f"{field.description} \\[{variable_of(name)}, default {default or 'none'}]"
+    shown = "none" if default == "" else default
+    help_text = f"{field.description} \\[{variable_of(name)}, default {shown}]"
     option = typer.Option(flag_of(name), help=help_text, show_default=False)
     return inspect.Parameter(
         name,

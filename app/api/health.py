@@ -1,6 +1,7 @@
 """Probes and figures: `/livez`, `/readyz`, `/metrics`."""
 
 from collections.abc import Callable
+from typing import Any
 
 from fastapi import APIRouter, Response
 
@@ -17,7 +18,9 @@ def health_routes(ready: Callable[[], str | None], metrics: Metrics) -> APIRoute
         metrics: what `/metrics` tells.
     """
     router = APIRouter(tags=["health"])
-    not_ready = {503: {"description": "Not ready; the body says why."}}
+    not_ready: dict[int | str, dict[str, Any]] = {
+        503: {"description": "Not ready; the body says why."}
+    }
 
     @router.get("/livez", summary="Whether the process is alive.")
     async def livez() -> dict[str, bool]:

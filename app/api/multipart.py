@@ -5,13 +5,16 @@ costs more than decoding the picture; file names are ignored either way.
 """
 
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from python_multipart import MultipartParser
 from python_multipart.exceptions import MultipartParseError
-from python_multipart.multipart import MultipartCallbacks, parse_options_header
+from python_multipart.multipart import parse_options_header
 
 from app.errors import BadRequest
+
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
 
 MAX_PARTS: Final = 1024
 MAX_FIELD_BYTES: Final = 64 * 1024
@@ -69,7 +72,7 @@ class _Reader:
         self._name = bytearray()
         self._value = bytearray()
 
-    def callbacks(self) -> MultipartCallbacks:
+    def callbacks(self) -> "MultipartCallbacks":
         return {
             "on_part_begin": self._part_begin,
             "on_part_data": self._part_data,

@@ -9,14 +9,16 @@ import binascii
 import time
 from dataclasses import dataclass
 from typing import Any, Final
+from urllib.parse import parse_qs
 
 import numpy as np
 import orjson
 import torch
-from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 from torch import Tensor
 
+from app.api.caller import CallerGone, WhileCallerWaits, read_body, timeout_s
 from app.api.multipart import parse_form
 from app.engine.live import LiveModels
 from app.engine.predictor import Prediction, Predictor
@@ -37,36 +39,48 @@ class Inputs:
 
 
 class PredictRoute:
-    """The endpoint and the bounds it keeps.
+    """The endpoint, as an ASGI application, and the bounds it keeps.
 
     Args:
         live: where predictors come from.
         max_inputs: most pictures or rows in one request.
+        max_body_bytes: largest body.
         request_timeout_ms: deadline of a request that names none.
     """
 
-    def __init__(self, live: LiveModels, *, max_inputs: int, request_timeout_ms: float) -> None:
+    def __init__(
+        self, live: LiveModels, *, max_inputs: int, max_body_bytes: int, request_timeout_ms: float
+    ) -> None:
         self._live = live
         self._max_inputs = max_inputs
-        self._request_timeout_ms = request_timeout_ms
+        self._max_body_bytes = max_body_bytes
+        self._timeout_s = request_timeout_ms / 1000
 
-    async def answer(self, request: Request) -> Response:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; errors are told by the application's handlers."""
         began = time.perf_counter()
-        deadline = time.monotonic() + self._timeout_s(request)
-        body = await request.body()
-        name, _, version = request.path_params["model"].replace("@", ":").partition(":")
+        headers = dict(scope["headers"])
+        try:
+            body = await read_body(receive, headers.get(b"content-length"), self._max_body_bytes)
+            with WhileCallerWaits(receive):
+                answer = await self._answer(scope, headers, body, began)
+        except CallerGone:
+            return
+        await Response(orjson.dumps(answer), media_type="application/json")(scope, receive, send)
+
+    async def _answer(
+        self, scope: Scope, headers: dict[bytes, bytes], body: bytes | bytearray, began: float
+    ) -> dict[str, Any]:
+        deadline = time.monotonic() + self._patience_s(headers)
+        name, _, version = scope["path_params"]["model"].replace("@", ":").partition(":")
         predictor = await self._live.get(name, version or None)
-        inputs = read_inputs(
-            request.headers.get("content-type", ""),
-            body,
-            request.query_params.get("top_k"),
-            self._max_inputs,
-        )
+        scope["model"] = predictor  # for the count of requests by model and version
+        content_type = headers.get(b"content-type", b"").decode("latin-1")
+        inputs = read_inputs(content_type, bytes(body), _query_top_k(scope), self._max_inputs)
         batch = await _batch(predictor, inputs, deadline, self._max_inputs)
         decoded = time.perf_counter()
         prediction = await predictor.predict(batch, deadline)
-        answer = {
+        return {
             "model": predictor.name,
             "version": predictor.version,
             "predictions": _labelled(predictor, prediction, inputs.top_k),
@@ -77,23 +91,21 @@ class PredictRoute:
                 "total": round((time.perf_counter() - began) * 1000, 3),
             },
         }
-        return Response(orjson.dumps(answer), media_type="application/json")
 
-    def _timeout_s(self, request: Request) -> float:
-        text = request.headers.get("x-request-timeout-ms")
-        if text is None:
-            return self._request_timeout_ms / 1000
-        try:
-            timeout_ms = float(text)
-        except ValueError:
-            timeout_ms = float("nan")
-        if not 0 < timeout_ms <= 86_400_000:
-            raise BadRequest(
-                f"X-Request-Timeout-Ms is {text[:40]!r}; it must be a number of milliseconds "
-                "above 0 and at most a day",
-                param="X-Request-Timeout-Ms",
-            )
-        return timeout_ms / 1000
+    def _patience_s(self, headers: dict[bytes, bytes]) -> float:
+        said = headers.get(b"x-request-timeout-ms")
+        return self._timeout_s if said is None else timeout_s(said)
+
+
+def _query_top_k(scope: Scope) -> str | None:
+    query = scope["query_string"]
+    if not query:
+        return None
+    try:
+        values = parse_qs(query.decode("latin-1"), max_num_fields=64).get("top_k")
+    except ValueError:
+        raise BadRequest("the query has more than 64 fields") from None
+    return values[-1] if values else None
 
 
 def read_inputs(content_type: str, body: bytes, top_k: str | None, max_inputs: int) -> Inputs:

@@ -4,7 +4,6 @@ Three forms: JSON alone; JSON followed by raw tensors, its length in the header
 `Inference-Header-Content-Length`; and raw tensor bytes alone, which that header announces with 0.
 """
 
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import orjson
@@ -32,7 +31,6 @@ from app.api.v2_tensors import (
     data_from_bytes,
     data_from_json,
     datatype_named,
-    longest_wordy_piece,
 )
 from app.engine.predictor import TensorSpec
 
@@ -242,7 +240,7 @@ class _InputReader:
             size = whole_number(parameters, "binary_data_size")
             data = self._cut(name, datatype, shape, size)
         else:
-            data = data_from_json(name, datatype, shape, entry["data"], self._wordy_length)
+            data = data_from_json(name, datatype, shape, entry["data"], self._message.text)
         return NamedTensor(name, datatype.name, shape, data)
 
     def check_end(self) -> None:
@@ -261,10 +259,6 @@ class _InputReader:
                 f"{self._end - start} are left in the body"
             )
         return data_from_bytes(name, datatype, shape, self._body, start, size, self._limits)
-
-    @cached_property
-    def _wordy_length(self) -> int:
-        return longest_wordy_piece(self._message.text)
 
 
 def _is_binary(name: str, entry: dict[str, Any], parameters: dict[str, Any]) -> bool:

@@ -27,11 +27,11 @@ from app.api.v2_errors import (
 
 MEBIBYTE = 1024 * 1024
 MAX_RANK = 16
-# A shorter list is checked element type by element type: that costs less than being clever.
-CLEVER_LENGTH = 32
-MAX_PIECES = 256
+# A list that takes a smaller share of the text than one in this many is looked at, not probed for.
+MAX_PROBES = 64
 
 Data: TypeAlias = Tensor | list[bytes]
+Wire: TypeAlias = np.ndarray[Any, Any] | bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,30 +135,34 @@ def checked_shape(name: str, shape: object, limits: Limits) -> tuple[tuple[int, 
     return tuple(shape), count
 
 
-def longest_wordy_piece(text: bytes | bytearray) -> int:
-    """Length of the longest stretch of JSON `text` without quotation marks that may hold words.
+def may_hold_words(text: bytes | bytearray, num_elements: int) -> bool:
+    """Whether a list of that many elements in JSON `text` may hold true or false; no is certain.
 
-    `struct` takes true for 1. To look at the type of every element would cost as much as parsing;
-    but a list of n numbers has at least 2n + 1 characters, none of them a quotation mark, so only
-    a stretch that long can hold it, and `true` and `false` are the words with an r or an l.
+    `struct` takes true for 1, and to look at every element's type costs as much as parsing. But a
+    list of n numbers and words has at least 2n + 1 characters, none of them a quotation mark, and
+    a word has an r or an l. Any stretch that long covers one of the positions probed here.
     """
-    return max(
-        (
-            len(piece)
-            for piece in text.split(b'"', MAX_PIECES)
-            if len(piece) > 2 * CLEVER_LENGTH and (b"r" in piece or b"l" in piece)
-        ),
-        default=0,
-    )
+    shortest = 2 * num_elements + 1
+    if shortest * MAX_PROBES < len(text):
+        return True
+    at = shortest - 1
+    while at < len(text):
+        start, end = text.rfind(b'"', 0, at + 1) + 1, text.find(b'"', at)
+        end = end if end >= 0 else len(text)
+        long_enough = end - start >= shortest
+        if long_enough and (text.find(b"r", start, end) >= 0 or text.find(b"l", start, end) >= 0):
+            return True
+        at = end + shortest
+    return False
 
 
 def data_from_json(
-    name: str, datatype: Datatype, shape: tuple[int, ...], data: object, wordy_length: int
+    name: str, datatype: Datatype, shape: tuple[int, ...], data: object, text: bytes | bytearray
 ) -> Data:
     """The elements of a JSON list, flat in row-major order or nested as `shape`.
 
     Args:
-        wordy_length: `longest_wordy_piece` of the text that `data` was parsed from.
+        text: that `data` was parsed from.
 
     Returns:
         A tensor of `shape`, or a list of bytes for BYTES.
@@ -183,7 +187,7 @@ def data_from_json(
         return _encoded(name, flat)
     if not flat:
         return torch.empty(shape, dtype=datatype.dtype)
-    packed = _packed(name, datatype, flat, wordy_length)
+    packed = _packed(name, datatype, flat, text)
     return torch.frombuffer(packed, dtype=datatype.dtype).view(shape)
 
 
@@ -246,15 +250,15 @@ def to_json(tensor: NamedTensor) -> Any:
         ) from None
 
 
-def to_bytes(tensor: NamedTensor) -> memoryview | bytes:
-    """The elements of `tensor` as they lie on the wire."""
+def to_wire(tensor: NamedTensor) -> Wire:
+    """The elements of `tensor` as they lie on the wire: an array to be read as bytes, or bytes."""
     if not isinstance(tensor.data, Tensor):
         return b"".join(
             part for element in tensor.data for part in (struct.pack("<I", len(element)), element)
         )
-    if tensor.data.numel() == 0:
-        return b""
-    return tensor.data.contiguous().view(-1).view(torch.uint8).numpy().data
+    data = tensor.data.contiguous()
+    array: Wire = (data.view(torch.int16) if data.dtype is torch.bfloat16 else data).numpy()
+    return array
 
 
 def is_finite(data: Data) -> bool:
@@ -278,7 +282,7 @@ def _flat(name: str, data: list[Any], shape: tuple[int, ...]) -> list[Any]:
     return data
 
 
-def _packed(name: str, datatype: Datatype, flat: list[Any], wordy_length: int) -> bytearray:
+def _packed(name: str, datatype: Datatype, flat: list[Any], text: bytes | bytearray) -> bytearray:
     if datatype.dtype is torch.bool:
         if set(map(type, flat)) != {bool}:
             raise DataInvalid(f"BOOL input {shown(name)} takes true and false only")
@@ -288,8 +292,7 @@ def _packed(name: str, datatype: Datatype, flat: list[Any], wordy_length: int) -
         struct.pack_into(f"<{len(flat)}{datatype.code}", buffer, 0, *flat)
     except (struct.error, OverflowError):
         raise _misfit(name, datatype, flat) from None
-    wordy = len(flat) <= CLEVER_LENGTH or 2 * len(flat) < wordy_length
-    if wordy and bool in set(map(type, flat)):
+    if may_hold_words(text, len(flat)) and bool in set(map(type, flat)):
         raise _misfit(name, datatype, flat)
     return buffer
 

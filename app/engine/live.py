@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from app.engine.loading import LoadedVersion
 from app.engine.predictor import Predictor
 from app.errors import LoadFailed, Unavailable
 from models.checkpoint import CheckpointError
@@ -41,7 +42,8 @@ class LiveModels:
 
     Args:
         store: where versions rest.
-        load: makes a predictor of a version; runs in a thread.
+        load: brings a version to the device and checks it; runs in a thread.
+        open_predictor: gives what was loaded its place in the batcher; runs on the event loop.
         preload: references that must be live before the service is ready.
         watch_interval_s: how often the store is looked at.
     """
@@ -49,7 +51,8 @@ class LiveModels:
     def __init__(
         self,
         store: ModelStore,
-        load: Callable[[Version], Predictor],
+        load: Callable[[Version], LoadedVersion],
+        open_predictor: Callable[[LoadedVersion], Predictor],
         *,
         preload: tuple[str, ...] = (),
         watch_interval_s: float = 1.0,
@@ -57,6 +60,7 @@ class LiveModels:
         self.store = store
         self.preload = preload
         self._load = load
+        self._open_predictor = open_predictor
         self._watch_interval_s = watch_interval_s
         self._routes: dict[str, Predictor] = {}
         self._loads: dict[tuple[str, int], asyncio.Task[Predictor]] = {}
@@ -146,7 +150,7 @@ class LiveModels:
     async def _loading(self, version: Version) -> Predictor:
         began = time.monotonic()
         try:
-            predictor = await asyncio.to_thread(self._load, version)
+            predictor = self._open_predictor(await asyncio.to_thread(self._load, version))
         except (CheckpointError, NetworkError, LoadFailed, OSError) as error:
             failure = LoadFailed(f"{version} cannot be loaded: {error}")
             self._failures[(version.name, version.number)] = (time.monotonic(), failure)

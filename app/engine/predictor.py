@@ -1,22 +1,19 @@
-"""One live version, ready to answer: preprocessing before the batcher, probabilities after it."""
+"""One live version, ready to answer: decoding before the batcher, probabilities after it."""
 
 import time
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import torch
 from torch import Tensor, nn
 
-from app.engine.batcher import Batcher, LaneOptions
+from app.engine.batch_policy import LaneOptions
+from app.engine.batcher import Batcher
 from app.engine.decoding import Decoder
-from app.engine.statistics import Statistics
-from app.errors import BadInput, LoadFailed
-from models.checkpoint import Checkpoint, Golden
-from models.store import Version
-
-# Largest change of a golden output, relative to the largest logit, in fp32 on any device.
-GOLDEN_TOLERANCE: Final = 1e-3
+from app.engine.loading import LoadedVersion
+from app.engine.statistics import Duration, Statistics
+from app.errors import BadInput
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +32,7 @@ class Prediction:
     Attributes:
         logits: float32 `[n, classes]` on the CPU.
         probabilities: float32 `[n, classes]` on the CPU; rows sum to one.
-        queue_ms: longest wait of one of its rows.
+        queue_ms: from submission to the start of the first batch that held one of its rows.
         compute_ms: time on the device of the batches that held its rows.
         batch_size: rows in the largest of these batches, others' included.
     """
@@ -48,67 +45,57 @@ class Prediction:
 
 
 class Predictor:
-    """A loaded version. Nobody closes it: when the last request lets go of it, its memory is free.
+    """A loaded version with its lane in the batcher.
+
+    Nobody closes it: a request holds on to the predictor that it was given, and when the last
+    one lets go, the lane is closed and the network's memory is free.
 
     Args:
-        version: where it comes from.
-        checkpoint: loaded and verified.
-        device: where it computes.
-        batcher: of that device.
+        loaded: from `app.engine.loading`.
+        batcher: of the device that the network is on.
         decoder: shared by all models.
-        options: of its lane in the batcher.
+        options: of the lane.
 
     Raises:
-        LoadFailed: its golden inputs are not answered as they were when it was published.
+        DeviceLost, Draining: nothing is computed here any more.
     """
 
     def __init__(
-        self,
-        version: Version,
-        checkpoint: Checkpoint,
-        *,
-        device: torch.device,
-        batcher: Batcher,
-        decoder: Decoder,
-        options: LaneOptions,
+        self, loaded: LoadedVersion, batcher: Batcher, decoder: Decoder, options: LaneOptions
     ) -> None:
-        manifest = checkpoint.manifest
-        self.name, self.version, self.manifest = version.name, version.number, manifest
+        manifest = loaded.manifest
+        self.name, self.version, self.manifest = (
+            loaded.version.name,
+            loaded.version.number,
+            manifest,
+        )
         self.labels = manifest.labels
-        self.loaded_at = time.time()
         self.input_shape = manifest.preprocessing.input_shape
-        self.inputs = _inputs(self.input_shape, manifest.preprocessing.accepts_pictures)
+        self.accepts_pictures = manifest.preprocessing.accepts_pictures
+        self.inputs = _inputs(self.input_shape, self.accepts_pictures)
         self.outputs = tuple(
             TensorSpec(name, "FP32", (len(self.labels),)) for name in ("logits", "probabilities")
         )
-        self.statistics = Statistics()
-        self._device = device
-        self._network = checkpoint.network.to(device)
+        self.memory_bytes = _memory_bytes(loaded.network)
+        self.decode_time = Duration()
+        self.answered_at = 0.0
         self._decoder = decoder
-        self._warm_up(checkpoint.golden)
-        self._lane = batcher.open_lane(str(version), self._run, options)
-
-    @property
-    def accepts_pictures(self) -> bool:
-        """Whether `decode` can be called."""
-        return self.manifest.preprocessing.accepts_pictures
-
-    @property
-    def memory_bytes(self) -> int:
-        """Bytes of weights and buffers."""
-        return _memory_bytes(self._network)
+        # The lane must not know this object, or neither would ever be let go of.
+        run = _forward(loaded.network, loaded.device)
+        self.lane = batcher.open_lane(str(loaded.version), run, options, row_shape=self.input_shape)
+        weakref.finalize(self, self.lane.let_go).atexit = False
 
     async def decode(self, pictures: Sequence[bytes], deadline: float) -> Tensor:
-        """Encoded pictures as this version's input; see `Decoder.decode`.
+        """Encoded pictures as this version's input, float32 `[n, *input_shape]`.
 
         Raises:
-            BadInput: this version takes tensors only.
+            BadInput: this version takes tensors only. Others as in `Decoder.decode`.
         """
         if not self.accepts_pictures:
             raise BadInput(f"{self.name} takes tensors of shape {list(self.input_shape)}")
         began = time.perf_counter_ns()
         batch = await self._decoder.decode(pictures, self.manifest.preprocessing, deadline)
-        self.statistics.compute_input.add(time.perf_counter_ns() - began)
+        self.decode_time.add(time.perf_counter_ns() - began)
         return batch
 
     async def predict(self, batch: Tensor, deadline: float, priority: int = 0) -> Prediction:
@@ -117,19 +104,15 @@ class Predictor:
         Args:
             batch: float32 `[n, *input_shape]` on the CPU, n at least 1.
             deadline: of `time.monotonic`, in seconds.
-            priority: lower goes first.
+            priority: smaller is sooner.
 
         Raises:
-            app.errors.QueueFull, DeadlineExceeded, ForwardFailed, DeviceLost: as named.
+            As `Lane.submit`: app.errors.QueueFull, DeadlineExceeded, ForwardFailed, DeviceLost.
         """
-        began = time.perf_counter_ns()
-        try:
-            answer = await self._lane.submit(batch, deadline=deadline, priority=priority)
-        except BaseException:
-            self.statistics.fail.add(time.perf_counter_ns() - began)
-            raise
-        self._count(answer.queue_ms, time.perf_counter_ns() - began)
+        answer = await self.lane.submit(batch, deadline, priority)
+        self.answered_at = time.time()
         outputs = answer.outputs
+        assert isinstance(outputs, dict)  # what `_forward` returns
         return Prediction(
             outputs["logits"],
             outputs["probabilities"],
@@ -138,31 +121,44 @@ class Predictor:
             answer.batch_size,
         )
 
-    def _run(self, batch: Tensor) -> dict[str, Tensor]:
-        """On the device thread: `[n, *input_shape]` -> logits and probabilities on the CPU."""
-        logits = self._network(batch.to(self._device, non_blocking=True)).float()
-        return {"logits": logits.cpu(), "probabilities": torch.softmax(logits, 1).cpu()}
+    @property
+    def statistics(self) -> Statistics:
+        """What it has done so far, in the terms of the statistics extension."""
+        lane = self.lane.statistics
+        batches = {
+            size: Duration(count.num_batches, int(count.compute_s * 1e9))
+            for size, count in lane.batches.items()
+        }
+        executions = sum(one.count for one in batches.values())
+        compute_ns = sum(one.ns for one in batches.values())
+        failed = lane.num_failed + lane.num_expired + lane.num_refused_full + lane.num_refused_late
+        return Statistics(
+            inference_count=lane.num_rows,
+            execution_count=executions,
+            last_inference_ms=int(self.answered_at * 1000),
+            success=Duration(lane.num_requests, int(lane.success_s * 1e9)),
+            fail=Duration(failed, 0),
+            queue=Duration(lane.num_requests, int(lane.queue_s.total * 1e9)),
+            compute_input=self.decode_time,
+            compute_infer=Duration(executions, compute_ns),
+            compute_output=Duration(lane.num_requests, 0),
+            batches=batches,
+        )
 
-    def _count(self, queue_ms: float, total_ns: int) -> None:
-        statistics = self.statistics
-        statistics.success.add(total_ns)
-        statistics.queue.add(int(queue_ms * 1e6))
-        statistics.last_inference_ms = int(time.time() * 1000)
 
-    def _warm_up(self, golden: Golden | None) -> None:
-        """One forward, so that no request pays for the first; on the golden inputs if there are."""
-        with torch.inference_mode():
-            if golden is None:
-                self._run(torch.zeros((1, *self.input_shape)))
-                return
-            inputs = self.manifest.preprocessing.finish(golden.inputs)
-            outputs = self._run(inputs)["logits"]
-        change = (outputs - golden.outputs).abs().max() / golden.outputs.abs().max().clamp_min(1e-6)
-        if not change <= GOLDEN_TOLERANCE:  # a NaN is no change that can be tolerated
-            raise LoadFailed(
-                f"{self.name}:{self.version} answers its golden inputs differently: its outputs "
-                f"moved by {float(change):.2g} of the largest, and {GOLDEN_TOLERANCE} is allowed"
-            )
+def _forward(network: nn.Module, device: torch.device) -> Callable[[Tensor], dict[str, Tensor]]:
+    if device.type == "cpu":
+
+        def run(batch: Tensor) -> dict[str, Tensor]:
+            logits = network(batch)
+            return {"logits": logits, "probabilities": torch.softmax(logits, 1)}
+    else:
+
+        def run(batch: Tensor) -> dict[str, Tensor]:
+            logits = network(batch.to(device, non_blocking=True)).float()
+            return {"logits": logits.cpu(), "probabilities": torch.softmax(logits, 1).cpu()}
+
+    return run
 
 
 def _inputs(shape: tuple[int, ...], pictures: bool) -> tuple[TensorSpec, ...]:

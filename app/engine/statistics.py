@@ -1,6 +1,5 @@
 """What one live version has done, in the counts that the statistics extension of V2 reports."""
 
-from collections import defaultdict
 from dataclasses import dataclass, field
 
 
@@ -19,7 +18,7 @@ class Duration:
 
 @dataclass(slots=True)
 class Statistics:
-    """Counts since the version became live; written by the event loop only."""
+    """Counts since the version became live."""
 
     inference_count: int = 0
     execution_count: int = 0
@@ -30,4 +29,4 @@ class Statistics:
     compute_input: Duration = field(default_factory=Duration)
     compute_infer: Duration = field(default_factory=Duration)
     compute_output: Duration = field(default_factory=Duration)
-    batches: dict[int, Duration] = field(default_factory=lambda: defaultdict(Duration))
+    batches: dict[int, Duration] = field(default_factory=dict)

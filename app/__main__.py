@@ -1,0 +1,80 @@
+"""The command `pytorchlib`: `serve`, and every command that needs no server.
+
+torch is imported inside the commands, so that `--help` answers at once.
+"""
+
+import threading
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from app.flags import with_settings
+from app.logs import configure_logging
+from app.settings import Settings
+from training.__main__ import commands
+
+ServeImport = Annotated[
+    Path | None,
+    typer.Option("--import", help="A .pt or .safetensors file to publish first, if it is new."),
+]
+ServeNetwork = Annotated[
+    str | None, typer.Option("--network", help="The network of --import: torchvision/resnet50, …")
+]
+ServeName = Annotated[str | None, typer.Option("--name", help="The model's name for --import.")]
+ServeLabels = Annotated[
+    Path | None, typer.Option("--labels", help="A file with one label a line for --import.")
+]
+Quickstart = Annotated[
+    bool,
+    typer.Option("--quickstart", help="Train the model digits if there is none, and show how."),
+]
+
+
+@commands.command("serve")
+@with_settings
+def serve(
+    settings: Settings,
+    quickstart: Quickstart = False,
+    import_file: ServeImport = None,
+    network: ServeNetwork = None,
+    name: ServeName = None,
+    labels: ServeLabels = None,
+) -> None:
+    """Answer HTTP requests until Ctrl-C or SIGTERM."""
+    from app.server import listen
+    from app.server import serve as serve_app
+
+    configure_logging(settings)
+    # Bound before anything slow: a taken port is told at once, and early callers wait in line.
+    listener = listen(settings.host, settings.port)
+    sample = _prepare(settings) if quickstart else None
+
+    from app.main import create_app
+
+    stopping = threading.Event()
+    app = create_app(settings, draining=stopping.is_set)
+    _greet(f"http://{settings.host}:{listener.getsockname()[1]}", sample)
+    code = serve_app(app, sockets=[listener], drain_s=settings.drain_s, on_drain=stopping.set)
+    raise typer.Exit(code)
+
+
+def _prepare(settings: Settings) -> Path:
+    from training.quickstart import prepare
+
+    return prepare(settings.home)
+
+
+def _greet(address: str, sample: Path | None) -> None:
+    typer.echo(f"Serving on {address}; its routes are described at {address}/docs")
+    if sample is not None:
+        typer.echo(f"Try:  curl -F file=@{sample} {address}/v1/models/digits/predict")
+
+
+def main() -> None:
+    """The console script."""
+    commands()
+
+
+if __name__ == "__main__":
+    main()

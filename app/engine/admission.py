@@ -1,0 +1,68 @@
+"""Who may wait: refused at once is who would not be ready in time, and who finds too many."""
+
+import math
+
+from app.engine.batch_policy import LaneOptions
+from app.engine.item_queue import Item
+from app.engine.turns import Turns
+from app.errors import DeadlineUnreachable, QueueFull
+
+# What is promised must be likely: an estimate errs, so a tenth is added to it.
+MARGIN = 1.1
+
+
+class Admission:
+    """The door of one lane; every call needs the lock."""
+
+    def __init__(self, turns: Turns, options: LaneOptions) -> None:
+        self._turns = turns
+        self._max_rows = options.max_queue_items
+        self._max_wait_s = math.inf if options.max_wait_ms is None else options.max_wait_ms / 1000
+
+    def admit(self, item: Item, now: float) -> None:
+        """Return when `item` may wait.
+
+        Raises:
+            QueueFull: too many rows wait, or for too long.
+            DeadlineUnreachable: its time is up, or would be before its answer.
+        """
+        if self._turns.items.num_rows + item.num_rows > self._max_rows:
+            self._refuse_full()
+        wait_s, own_s = self._expected_s(item, now)
+        left_s = item.deadline - now
+        if wait_s > self._max_wait_s or MARGIN * (wait_s + own_s) > left_s:
+            # All that waits is too much; what has its turn before this item may be less.
+            wait_s = self._turns.home.before_s(item.key, now)
+        if wait_s > self._max_wait_s:
+            self._refuse_full()
+        if left_s <= 0.0 or (MARGIN * (wait_s + own_s) > left_s and self._is_sure(now)):
+            self._refuse_late(wait_s + own_s, left_s)
+
+    def _expected_s(self, item: Item, now: float) -> tuple[float, float]:
+        """How long all that runs and waits takes, and how much `item` adds to it."""
+        turns = self._turns
+        with_item_s = turns.policy.seconds(turns.items.num_rows + item.num_rows)
+        ahead_s = max(0.0, turns.home.running_until - now) + turns.home.backlog_s
+        return ahead_s, with_item_s - turns.backlog_s
+
+    def _is_sure(self, now: float) -> bool:
+        """Not when the lane idles and its times are old: letting one through renews them."""
+        turns = self._turns
+        return bool(turns.policy.time.is_trusted(now) or turns.items.num_rows or turns.num_out)
+
+    def _refuse_full(self) -> None:
+        turns = self._turns
+        turns.statistics.num_refused_full += 1
+        num_rows = turns.items.num_rows
+        retry_after_s = num_rows * turns.drain_row_s or turns.home.backlog_s or 1.0
+        raise QueueFull(
+            f"{num_rows} inputs wait for {turns.name}; ask again in {retry_after_s:.1f} s",
+            retry_after_s=retry_after_s,
+        )
+
+    def _refuse_late(self, needed_s: float, left_s: float) -> None:
+        self._turns.statistics.num_refused_late += 1
+        raise DeadlineUnreachable(
+            f"{self._turns.name} needs about {needed_s * 1000:.0f} ms from now, "
+            f"and {max(0.0, left_s) * 1000:.0f} ms are left"
+        )

@@ -1,0 +1,96 @@
+"""One batch: rows of several items side by side, through the network, and back to their owners.
+
+It runs on whichever thread computes and knows neither queues nor event loops.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from app.engine.item_queue import Outputs, Part
+
+# A forward over [size, ...] rows in host memory; every output has `size` rows.
+Run = Callable[[Tensor], Mapping[str, Tensor]]
+
+
+class WrongOutput(Exception):
+    """The network answered something else than named tensors of as many rows as it was asked."""
+
+
+class Batch:
+    """Parts that share a forward: afterwards either `outputs`, one a part, or `error` is set."""
+
+    __slots__ = ("compute_s", "error", "num_rows", "outputs", "parts", "size")
+
+    def __init__(self, parts: Sequence[Part], padded: Callable[[int], int]) -> None:
+        self.parts = parts
+        self.num_rows = sum(part.stop - part.start for part in parts)
+        self.size = padded(self.num_rows)
+        self.outputs: list[Outputs] = []
+        self.error: Exception | None = None
+        self.compute_s = 0.0
+
+    def run(self, run: Run) -> None:
+        """Compute; whatever the network raises is kept in `error`."""
+        started = time.monotonic()
+        try:
+            with torch.inference_mode():
+                self.outputs = self._separate(run(self._together()))
+        except Exception as error:
+            # The edge of a request: a network may raise anything, and its batch alone shall fail.
+            self.error = error
+        self.compute_s = time.monotonic() - started
+
+    def halves(self, padded: Callable[[int], int]) -> list["Batch"]:
+        """The same rows as two batches, the first with the larger half; a single row as one."""
+        middle = (self.num_rows + 1) // 2
+        first: list[Part] = []
+        second: list[Part] = []
+        num_rows = 0
+        for part in self.parts:
+            here = min(max(middle - num_rows, 0), part.stop - part.start)
+            cut = part.start + here
+            if here:
+                first.append(Part(part.item, part.rows[:here], part.start, cut))
+            if cut < part.stop:
+                second.append(Part(part.item, part.rows[here:], cut, part.stop))
+            num_rows += part.stop - part.start
+        return [Batch(parts, padded) for parts in (first, second) if parts]
+
+    def _together(self) -> Tensor:
+        """All rows as one tensor of `size` rows; a lone part that needs no padding as it is."""
+        rows = [part.rows for part in self.parts]
+        num_missing = self.size - self.num_rows
+        if num_missing:
+            # Real rows as padding: zeros may be slow (denormals) or NaN in some networks.
+            rows.extend([rows[-1][-1:]] * num_missing)
+        return rows[0] if len(rows) == 1 else torch.cat(rows)
+
+    def _separate(self, outputs: Mapping[str, Tensor]) -> list[Outputs]:
+        if not isinstance(outputs, Mapping) or not outputs:
+            raise WrongOutput(f"the network answered {type(outputs).__name__}, not named tensors")
+        names = list(outputs)
+        pieces = [self._pieces(outputs[name]) for name in names]
+        return [dict(zip(names, piece, strict=True)) for piece in zip(*pieces, strict=True)]
+
+    def _pieces(self, output: Tensor) -> Sequence[Tensor]:
+        if output.ndim == 0 or output.shape[0] != self.size:
+            raise WrongOutput(
+                f"the network answered a tensor of shape {tuple(output.shape)} to {self.size} rows"
+            )
+        # One copy a batch, and on the computing thread: it also waits until the device is done.
+        output = output.cpu()
+        if len(self.parts) == 1 and self.size == self.num_rows:
+            return (output,)
+        lengths = [part.stop - part.start for part in self.parts]
+        if self.size == self.num_rows:
+            return torch.split(output, lengths)
+        return torch.split(output, [*lengths, self.size - self.num_rows])[:-1]
+
+
+def joined(pieces: Sequence[tuple[int, Outputs]]) -> Outputs:
+    """The outputs of one request from its parts: (first row, outputs) in any order."""
+    ordered = [outputs for _, outputs in sorted(pieces, key=lambda piece: piece[0])]
+    return {name: torch.cat([outputs[name] for outputs in ordered]) for name in ordered[0]}

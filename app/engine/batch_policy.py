@@ -1,0 +1,89 @@
+"""How one lane batches: its options, and the three decisions that follow from measured times."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from app.engine.batch_time import BatchSizes, BatchTime
+
+
+@dataclass(frozen=True, slots=True)
+class LaneOptions:
+    """How one lane queues and batches.
+
+    Args:
+        max_batch_items: the most rows that share a forward.
+        max_queue_items: rows that may wait; beyond them `QueueFull`.
+        max_wait_ms: the longest expected wait before its turn; beyond it `QueueFull` as well.
+        max_delay_ms: how long a batch may wait to fill; 0 takes what is there.
+        inline_below_ms: on a processor, forwards below it run on the event loop; 0 never.
+        sizes: the batch sizes that the device sees; 1, 2, 4, 8, ... unless said. All of them
+            (`tuple(range(1, largest + 1))`) means no padding.
+        dtype: the type of the rows.
+    """
+
+    max_batch_items: int = 32
+    max_queue_items: int = 1024
+    max_wait_ms: float | None = None
+    max_delay_ms: float = 0.0
+    inline_below_ms: float = 0.3
+    sizes: tuple[int, ...] | None = None
+    dtype: torch.dtype = torch.float32
+
+
+class BatchPolicy:
+    """How many rows to take, who is beyond help, and which thread to run on."""
+
+    def __init__(self, options: LaneOptions, device: torch.device) -> None:
+        self.time = BatchTime()
+        self.sizes = BatchSizes.doubling(options.max_batch_items)
+        if options.sizes is not None:
+            self.sizes = BatchSizes(options.sizes).up_to(options.max_batch_items)
+        self._inline_below_s = options.inline_below_ms / 1000
+        if device.type != "cpu" or options.max_delay_ms:
+            self._inline_below_s = 0.0
+
+    def seconds(self, num_rows: int) -> float:
+        """How long `num_rows` rows take when nothing else runs; 0 while nothing is known."""
+        return self.sizes.seconds(num_rows, self.time)
+
+    def rows_to_take(self, num_rows: int, left_s: float, is_inline: bool) -> int:
+        """How many of `num_rows` waiting rows, the first of which has `left_s` seconds left."""
+        limit = self.sizes.favoured(num_rows, self.time)
+        if is_inline:
+            # What a batch costs whatever its size cannot be made shorter by a smaller one.
+            most = self.time.rows_within(self.time.start_s + 2 * self._inline_below_s)
+            limit = min(limit, self.sizes.at_most(most))
+        return limit if left_s == math.inf else self._within(left_s, limit)
+
+    def shortest_s(self, now: float) -> float:
+        """Who has less than this left cannot be answered in time, however small the batch."""
+        fastest = self.time.fastest_recent_s()
+        if fastest is None or not self.time.is_trusted(now):
+            return 0.0
+        return min(fastest, self.time.seconds(self.sizes.sizes[0]))
+
+    def prefers_inline(self, is_inline: bool) -> bool:
+        """Whether forwards are so short that a thread costs more; with hysteresis."""
+        fastest = self.time.fastest_recent_s()
+        if fastest is None:
+            return is_inline
+        return fastest < (2 if is_inline else 1) * self._inline_below_s
+
+    def lower(self, largest: int) -> None:
+        """Take no batches beyond `largest` any more, because they do not fit into memory."""
+        self.sizes = self.sizes.up_to(largest)
+
+    def _within(self, left_s: float, limit: int) -> int:
+        """Fewer rows, where that keeps the first deadline and half of the throughput.
+
+        Without the second condition one deadline that is nearly due would let the device compute
+        a single row where sixty wait, and make the next ones late too.
+        """
+        size = self.sizes.padded(limit)
+        fewer = self.sizes.at_most(self.time.rows_within(left_s))
+        if fewer >= size or self.time.seconds(fewer) > left_s:
+            return limit
+        keeps_half = 2 * fewer * self.time.seconds(size) >= size * self.time.seconds(fewer)
+        return min(fewer, limit) if keeps_half else limit

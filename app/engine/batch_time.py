@@ -1,0 +1,129 @@
+"""How long a batch takes, learnt from the batches that ran, and which batch sizes that favours.
+
+`T(n) = start + n * per_row`: the model behind admission, the cut of a batch and `Retry-After`.
+"""
+
+from bisect import bisect_left, bisect_right
+from collections import deque
+from collections.abc import Iterable
+
+MEMORY_BATCHES = 50
+TRUSTED_FOR_S = 5.0
+OUTLIER = 4.0
+
+
+class BatchTime:
+    """Least squares over (rows, seconds), older batches counting less and less.
+
+    The first batch of each size is not counted: it pays for what is set up once. One batch far
+    above what is expected counts as four times the expected, so that a pause is not a trend.
+    """
+
+    def __init__(self) -> None:
+        self.start_s = 0.0
+        self.per_row_s = 0.0
+        self.num_batches = 0
+        self._seen: set[int] = set()
+        self._recent: deque[float] = deque(maxlen=16)
+        self._measured_at = float("-inf")
+        self._weight = self._x = self._y = self._xx = self._xy = 0.0
+
+    def add(self, num_rows: int, seconds: float, now: float) -> None:
+        """Learn that a batch of `num_rows` rows, padding included, took `seconds`."""
+        if num_rows not in self._seen:
+            self._seen.add(num_rows)
+            return
+        if self.num_batches >= 8:
+            seconds = min(seconds, OUTLIER * self.seconds(num_rows))
+        keep = 1.0 - 1.0 / MEMORY_BATCHES
+        self._weight = keep * self._weight + 1.0
+        self._x = keep * self._x + num_rows
+        self._y = keep * self._y + seconds
+        self._xx = keep * self._xx + num_rows * num_rows
+        self._xy = keep * self._xy + num_rows * seconds
+        self.num_batches += 1
+        self._recent.append(seconds)
+        self._measured_at = now
+        self._fit()
+
+    def seconds(self, num_rows: int) -> float:
+        """T(num_rows); 0 while nothing is known."""
+        return self.start_s + self.per_row_s * num_rows
+
+    def rows_within(self, seconds: float) -> int:
+        """The most rows whose batch ends within `seconds`; may be 0 or below."""
+        if self.per_row_s <= 0.0:
+            return 1 << 30 if self.start_s <= seconds else 0
+        return int(min((seconds - self.start_s) / self.per_row_s, 1 << 30))
+
+    def fastest_recent_s(self) -> float | None:
+        """The shortest of the last 16 batches; None before three: one may be a fluke."""
+        return min(self._recent) if len(self._recent) >= 3 else None
+
+    def is_trusted(self, now: float) -> bool:
+        """Whether a batch was measured lately.
+
+        An estimate that refuses everybody would never be corrected; an old one refuses nobody.
+        """
+        return now - self._measured_at < TRUSTED_FOR_S
+
+    def _fit(self) -> None:
+        spread = self._weight * self._xx - self._x * self._x
+        if spread <= 1e-9 * self._weight * self._xx:
+            # One size only says nothing of the others: take the time as proportional to the rows.
+            self.start_s, self.per_row_s = 0.0, self._y / self._x
+            return
+        slope = (self._weight * self._xy - self._x * self._y) / spread
+        start = (self._y - slope * self._x) / self._weight
+        if slope < 0.0:
+            slope, start = 0.0, self._y / self._weight
+        elif start < 0.0:
+            slope, start = self._xy / self._xx, 0.0
+        self.start_s, self.per_row_s = start, slope
+
+
+class BatchSizes:
+    """The few sizes that a batch may have on the device; compiled code knows no other."""
+
+    def __init__(self, sizes: Iterable[int]) -> None:
+        self.sizes = tuple(sorted(set(sizes)))
+        if not self.sizes or self.sizes[0] < 1:
+            raise ValueError(f"batch sizes are at least 1, not {self.sizes}")
+        self.largest = self.sizes[-1]
+
+    @classmethod
+    def doubling(cls, largest: int) -> "BatchSizes":
+        """1, 2, 4, 8, ... and `largest` itself."""
+        return cls([1 << power for power in range(largest.bit_length())] + [largest])
+
+    def padded(self, num_rows: int) -> int:
+        """The smallest size that holds `num_rows`, which are at most the largest."""
+        return self.sizes[bisect_left(self.sizes, num_rows)]
+
+    def at_most(self, num_rows: int) -> int:
+        """The largest size of at most `num_rows`, or the smallest there is."""
+        return self.sizes[max(0, bisect_right(self.sizes, num_rows) - 1)]
+
+    def up_to(self, largest: int) -> "BatchSizes":
+        """The same without what is larger than `largest`; the smallest always stays."""
+        return BatchSizes([size for size in self.sizes if size <= largest] or self.sizes[:1])
+
+    def seconds(self, num_rows: int, time: BatchTime) -> float:
+        """How long `num_rows` rows take when nothing else runs: full batches, then a padded one."""
+        full, rest = divmod(num_rows, self.largest)
+        return full * time.seconds(self.largest) + (time.seconds(self.padded(rest)) if rest else 0)
+
+    def favoured(self, num_rows: int, time: BatchTime) -> int:
+        """How many of `num_rows` waiting rows to take now.
+
+        All of them, padded up, unless two unpadded batches are quicker than one padded: on a
+        processor, where time grows with the rows, five rows are 4 and 1; on a graphics card,
+        where a batch costs nearly the same whatever its size, they are 8.
+        """
+        if num_rows >= self.largest:
+            return self.largest
+        below = self.at_most(num_rows)
+        if below >= num_rows:
+            return num_rows
+        in_two = time.seconds(below) + time.seconds(self.padded(num_rows - below))
+        return below if in_two < time.seconds(self.padded(num_rows)) else num_rows

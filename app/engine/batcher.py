@@ -1,0 +1,156 @@
+"""The batcher of one device: a lane for every live model, one thread that computes for them all.
+
+When the device is free it takes what waits, up to the largest batch, and never waits for more.
+"""
+
+import asyncio
+import logging
+import weakref
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+from app.engine.batch import Run
+from app.engine.batch_policy import LaneOptions
+from app.engine.call import Calls
+from app.engine.dispatch import Dispatch
+from app.engine.lane import LOWEST, Lane
+from app.errors import DeviceLost, Draining
+
+__all__ = ["LOWEST", "Batcher", "Lane", "LaneOptions"]
+
+# How long the thread gets to end after the last answer.
+END_S = 5.0
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+
+class Batcher:
+    """Owns the lanes and the thread of one device; every method belongs to one event loop.
+
+    Args:
+        num_threads: threads that torch computes with on a processor; see
+            `models.device.thread_count`. What runs on the event loop computes with one.
+        on_broken: called once, on the event loop, when the device or its thread can be used no
+            more; everybody was answered with `DeviceLost` by then. The process should end.
+        stuck_after_s: a forward that has not returned by then counts as a lost device.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        *,
+        num_threads: int = 1,
+        on_broken: Callable[[BaseException], None] | None = None,
+        stuck_after_s: float = 300.0,
+    ) -> None:
+        self.device = device
+        # Weak: a lane that its owner forgot, without closing it, takes its network along.
+        self.lanes: weakref.WeakSet[Lane] = weakref.WeakSet()
+        self.broken_by: BaseException | None = None
+        self._num_threads = num_threads
+        self._on_broken = on_broken
+        self._stuck_after_s = stuck_after_s
+        self._started: tuple[Dispatch, Calls] | None = None
+        self._draining = False
+
+    @property
+    def broken(self) -> bool:
+        """Whether the device or its thread can be used no more."""
+        return self.broken_by is not None
+
+    def start(self) -> None:
+        """Start the device thread; the running event loop is the batcher's from now on."""
+        # Small forwards run on this thread. Several threads would only disturb the other cores.
+        torch.set_num_threads(1)
+        dispatch = Dispatch(
+            asyncio.get_running_loop(),
+            self.device,
+            num_threads=self._num_threads,
+            stuck_after_s=self._stuck_after_s,
+            on_lost=self._break,
+        )
+        self._started = dispatch, Calls(dispatch)
+        dispatch.start()
+
+    def open_lane(
+        self,
+        name: str,
+        run: Run,
+        options: LaneOptions | None = None,
+        *,
+        row_shape: tuple[int, ...],
+    ) -> Lane:
+        """A lane for a live model, see `Lane`; may be called on any thread.
+
+        Raises:
+            DeviceLost, Draining: nothing is computed here any more.
+        """
+        dispatch, _ = self._open()
+        lane = Lane(name, run, row_shape, options or LaneOptions(), dispatch)
+        self.lanes.add(lane)
+        return lane
+
+    async def close_lane(self, lane: Lane, drain_s: float) -> None:
+        """Admit nobody to `lane` any more, answer who waits, let go of its network."""
+        await lane.close(drain_s)
+        self.lanes.discard(lane)
+
+    async def call(
+        self, function: Callable[[], T], deadline: float | None = None, priority: int = LOWEST
+    ) -> T:
+        """What `function` returns or raises, called on the device thread when its turn comes."""
+        _, calls = self._open()
+        return await calls.call(function, deadline, priority)
+
+    async def stop(self, drain_s: float) -> None:
+        """Admit nobody, answer who waits within `drain_s` seconds, refuse the rest, end the thread.
+
+        Calling it again, at the same time too, does no harm.
+        """
+        if self._started is None:
+            return
+        self._draining = True
+        dispatch, calls = self._started
+        lanes = list(self.lanes)
+        for lane in lanes:
+            lane.refuse(_draining)
+        await asyncio.gather(*(lane.drain(drain_s) for lane in lanes))
+        calls.fail(_draining())
+        dispatch.stop()
+        try:
+            async with asyncio.timeout(END_S):
+                await dispatch.ended.wait()
+        except TimeoutError:
+            logger.warning("the device thread has not ended: its forward does not return")
+
+    def _open(self) -> tuple[Dispatch, Calls]:
+        if self.broken_by is not None:
+            raise _lost()
+        if self._started is None or self._draining:
+            raise _draining()
+        return self._started
+
+    def _break(self, cause: BaseException) -> None:
+        if self.broken_by is not None:
+            return
+        self.broken_by = cause
+        logger.critical("the device is lost", exc_info=cause)
+        for lane in list(self.lanes):
+            lane.fail(_lost)
+        if self._started is not None:
+            dispatch, calls = self._started
+            calls.fail(_lost())
+            dispatch.stop()
+        if self._on_broken is not None:
+            self._on_broken(cause)
+
+
+def _draining() -> Draining:
+    return Draining("the service is stopping and takes no more work")
+
+
+def _lost() -> DeviceLost:
+    return DeviceLost("the device failed and answers no more; the service is about to restart")

@@ -1,0 +1,275 @@
+"""The turns of one lane: what waits becomes batches, and what was computed finds its owners.
+
+A lane has one runner at a time, the device thread or the event loop, so its batches are in order.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+from app.engine.batch import Batch, Run, joined
+from app.engine.batch_policy import BatchPolicy, LaneOptions
+from app.engine.device_error import free_cached_memory, is_device_lost, is_out_of_memory
+from app.engine.dispatch import Dispatch
+from app.engine.item_queue import Answer, Item, ItemQueue, Outputs, Part
+from app.engine.lane_statistics import LaneStatistics
+from app.engine.schedule import Key, Schedule
+from app.errors import DeadlineExceeded, DeviceLost, ForwardFailed, ServiceError, Unavailable
+
+logger = logging.getLogger(__name__)
+
+
+class OutOfDeviceMemory(Unavailable):
+    """Even half of the batch did not fit into the memory of the device."""
+
+
+class Turns:
+    """What a schedule sees of a lane."""
+
+    def __init__(self, name: str, run: Run, options: LaneOptions, dispatch: Dispatch) -> None:
+        self.name = name
+        self.items = ItemQueue()
+        self.policy = BatchPolicy(options, dispatch.device)
+        self.statistics = LaneStatistics()
+        self.home: Schedule = dispatch.threaded
+        self.offered: Key | None = None
+        self.ripening = False
+        self.backlog_s = 0.0
+        self.run: Run | None = run
+        self.num_out = 0
+        # Called after every turn while somebody waits for the lane to be empty.
+        self.on_over: Callable[[], None] | None = None
+        self.drain_row_s = 0.0
+        self._backlogged_since: float | None = None
+        self._delay_s = options.max_delay_ms / 1000
+        self._dispatch = dispatch
+
+    @property
+    def is_inline(self) -> bool:
+        """Whether its batches run on the event loop."""
+        return self.home is self._dispatch.inline
+
+    # Under the lock, on any thread
+
+    def head_key(self) -> Key | None:
+        """The turn of the item that is first."""
+        head = self.items.head()
+        return None if head is None or self.run is None else head.key
+
+    def ripe_at(self, now: float) -> float:
+        """Now, unless a delay is allowed and the largest batch is not full."""
+        full = self.items.num_rows >= self.policy.sizes.largest
+        return now if full else now + self._delay_s
+
+    def take(self, now: float) -> "Turn | None":
+        """The next batch, and those found late on the way to it."""
+        run, head = self.run, self.items.head()
+        if run is None or head is None:
+            return None
+        limit = self.policy.rows_to_take(self.items.num_rows, head.deadline - now, self.is_inline)
+        too_late = now + self.policy.shortest_s(now)
+        parts, late = self.items.take(limit, self.policy.sizes.padded, too_late)
+        self.num_out += 1
+        return Turn(self, run, parts, late, now)
+
+    def waiting_s(self) -> float:
+        """How long all that waits will take."""
+        return self.policy.seconds(self.items.num_rows)
+
+    def waiting_before_s(self, key: Key) -> float:
+        """How long the rows before `key` will take; looks at all that waits."""
+        return self.policy.seconds(self.items.rows_before(key))
+
+    def learn(self, batches: Sequence[Batch], halved: bool, now: float) -> None:
+        """Learn from batches that ran: times, drain rate, memory, and where to run the next."""
+        for batch in batches:
+            if batch.error is None:
+                self.policy.time.add(batch.size, batch.compute_s, now)
+        self._learn_drain(sum(batch.num_rows for batch in batches), now)
+        if halved:
+            self.policy.lower(max(batch.size for batch in batches))
+        dispatch = self._dispatch
+        inline = self.policy.prefers_inline(self.is_inline)
+        if inline is not self.is_inline:
+            dispatch.move(self, dispatch.inline if inline else dispatch.threaded, now)
+
+    def discard(self, item: Item) -> None:
+        """Let a waiting item wait no more."""
+        if item.waiting:
+            self.items.discard(item)
+            self.home.recount(self)
+
+    # On the event loop, without the lock
+
+    def answer(self, item: Item, outputs: Outputs, now: float) -> None:
+        """Answer `item`, unless its caller has gone or its time is up."""
+        if item.future.done():
+            return
+        if item.deadline < now:
+            self.expire_item(item)
+            return
+        queue_s = item.taken_at - item.submitted_at
+        item.future.set_result(
+            Answer(outputs, queue_s * 1000, item.compute_s * 1000, item.batch_size)
+        )
+        self.statistics.count_answer(item.num_rows, queue_s, now - item.submitted_at)
+
+    def fail_item(self, item: Item, error: Exception) -> None:
+        """Answer `item` with `error`, and let the rest of its rows wait no more."""
+        if not item.future.done():
+            item.future.set_exception(error)
+            self.statistics.num_failed += 1
+        with self._dispatch.lock:
+            self.discard(item)
+
+    def expire_item(self, item: Item) -> None:
+        """Answer `item` that its time is up."""
+        if not item.future.done():
+            item.future.set_exception(DeadlineExceeded("the time was up before the answer"))
+            self.statistics.num_expired += 1
+        with self._dispatch.lock:
+            self.discard(item)
+
+    def expire(self, now: float) -> None:
+        """Answer all waiting items whose time is up."""
+        with self._dispatch.lock:
+            late = self.items.take_late(now)
+            self.home.recount(self)
+        for item in late:
+            self.expire_item(item)
+
+    def over(self, turn: "Turn") -> None:
+        """Count a turn that was delivered."""
+        for batch in turn.batches:
+            if batch.error is None:
+                self.statistics.count_batch(batch.num_rows, batch.size, batch.compute_s)
+        self.statistics.num_halved += turn.halved
+        with self._dispatch.lock:
+            self.num_out -= 1
+        if self.on_over is not None:
+            self.on_over()
+
+    def is_lost(self, error: Exception) -> bool:
+        """Whether `error` says that the device answers no more; asks the device."""
+        return is_device_lost(error, self._dispatch.device)
+
+    def free_memory(self) -> None:
+        """Give memory that torch keeps for later back to the device."""
+        free_cached_memory(self._dispatch.device)
+
+    def _learn_drain(self, num_rows: int, now: float) -> None:
+        """How long a row takes while others wait behind it, whatever else the device does."""
+        if self._backlogged_since is not None and num_rows:
+            row_s = (now - self._backlogged_since) / num_rows
+            self.drain_row_s = 0.7 * (self.drain_row_s or row_s) + 0.3 * row_s
+        self._backlogged_since = now if self.items.num_rows else None
+
+
+class Turn:
+    """One batch on its way through the runner, and the items that were late for it."""
+
+    def __init__(
+        self, turns: Turns, run: Run, parts: Sequence[Part], late: Sequence[Item], now: float
+    ) -> None:
+        self.batches = [Batch(parts, turns.policy.sizes.padded)] if parts else []
+        self.halved = False
+        self.expected_s = sum(turns.policy.time.seconds(batch.size) for batch in self.batches)
+        self.lost: BaseException | None = None
+        self._turns = turns
+        self._run = run
+        self._late = late
+        self._answers: list[tuple[Item, Outputs]] = []
+        self._failed: list[tuple[Item, Exception]] = []
+        for part in parts:
+            if part.start == 0:
+                part.item.taken_at = now
+
+    def run(self) -> None:
+        """Compute; what did not fit into memory is tried once more, as two halves."""
+        for batch in self.batches:
+            batch.run(self._run)
+        if self.batches and is_out_of_memory(self.batches[0].error):
+            self._run_halves()
+        for batch in self.batches:
+            if batch.error is None:
+                self._bring_back(batch)
+            elif self.lost is None and self._turns.is_lost(batch.error):
+                self.lost = batch.error
+
+    def finish(self, now: float) -> None:
+        """Learn from it, under the lock."""
+        self._turns.learn(self.batches, self.halved, now)
+
+    def deliver(self) -> None:
+        """Answer everybody in it, on the event loop."""
+        now = time.monotonic()
+        for item in self._late:
+            self._turns.expire_item(item)
+        for item, outputs in self._answers:
+            self._turns.answer(item, outputs, now)
+        for batch in self.batches:
+            if batch.error is not None:
+                self._failed += [(part.item, batch.error) for part in batch.parts]
+        if self._failed:
+            self._tell_failed()
+        self._turns.over(self)
+
+    def expire(self, now: float) -> None:
+        """Answer those whose time is up while it runs."""
+        for item in self._items():
+            if item.deadline < now:
+                self._turns.expire_item(item)
+
+    def _run_halves(self) -> None:
+        """Once the `except` is left: its traceback would keep the tensors of what failed."""
+        whole = self.batches[0]
+        whole.error = None
+        self._turns.free_memory()
+        self.batches = whole.halves(self._turns.policy.sizes.padded)
+        self.halved = len(self.batches) > 1
+        for half in self.batches:
+            half.run(self._run)
+
+    def _bring_back(self, batch: Batch) -> None:
+        for part, outputs in zip(batch.parts, batch.outputs, strict=True):
+            item = part.item
+            item.compute_s += batch.compute_s
+            item.batch_size = max(item.batch_size, batch.num_rows)
+            item.num_answered += part.stop - part.start
+            if item.num_answered == part.stop - part.start == item.num_rows:
+                self._answers.append((item, outputs))
+                continue
+            item.pieces.append((part.start, outputs))
+            if item.num_answered == item.num_rows:
+                self._join(item)
+
+    def _join(self, item: Item) -> None:
+        try:
+            self._answers.append((item, joined(item.pieces)))
+        except (RuntimeError, KeyError) as error:
+            # Memory that runs out, or outputs that differ from batch to batch: this item's alone.
+            self._failed.append((item, error))
+
+    def _tell_failed(self) -> None:
+        """Fail those whose forward raised; the traceback is logged once, not once a request."""
+        logger.error(
+            "%s failed %d requests",
+            self._turns.name,
+            len(self._failed),
+            exc_info=self._failed[0][1],
+        )
+        for item, cause in self._failed:
+            error = self._error(cause)
+            error.__cause__ = cause
+            self._turns.fail_item(item, error)
+
+    def _error(self, cause: Exception) -> ServiceError:
+        if self.lost is not None:
+            return DeviceLost("the device failed and answers no more")
+        if is_out_of_memory(cause):
+            return OutOfDeviceMemory("the device has too little memory for this request")
+        return ForwardFailed(f"{self._turns.name} failed on this batch")
+
+    def _items(self) -> list[Item]:
+        batches = list(self.batches)
+        return [part.item for batch in batches for part in batch.parts]

@@ -1,0 +1,238 @@
+"""`create_app(settings)`: every part of the service is built here, once, in order."""
+
+import contextlib
+import logging
+import math
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Final
+
+import orjson
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from app.api.docs_page import mount_docs
+from app.api.health import health_routes
+from app.api.predict import PredictRoute
+from app.api.registry import registry_routes
+from app.api.schema import install_schema, predict_entry
+from app.api.v2 import V2Options, v2_routes
+from app.api.v2_schema import TAG as V2_TAG
+from app.api.v2_schema import v2_entries
+from app.api.v2_tensors import Limits
+from app.engine.batch_policy import LaneOptions
+from app.engine.batcher import Batcher
+from app.engine.decoding import Decoder
+from app.engine.live import LiveModels
+from app.engine.loading import LoadedVersion, load_version
+from app.engine.predictor import Predictor
+from app.errors import STATUS, BadInput, Refusal, refusal_of, v1_body
+from app.metrics import Metrics, ModelFigures
+from app.settings import Settings
+from models.device import choose_device, thread_count
+from models.picture import PictureLimits
+from models.store import ModelStore
+
+log = logging.getLogger(__name__)
+
+PREDICT_PATH: Final = "/v1/models/{model}/predict"
+TAGS: Final = [
+    {"name": "predict", "description": "Ask a model."},
+    V2_TAG,
+    {"name": "models", "description": "What the store holds."},
+    {"name": "health", "description": "Probes and figures."},
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """What computes: one batcher and one decoder for the device, and the models that use them."""
+
+    store: ModelStore
+    batcher: Batcher
+    decoder: Decoder
+    live: LiveModels
+
+
+def create_app(settings: Settings, *, draining: Callable[[], bool] = lambda: False) -> FastAPI:
+    """The service as an ASGI application.
+
+    Args:
+        settings: every knob.
+        draining: whether the process is stopping, so that `/readyz` can say so.
+
+    Raises:
+        models.device.DeviceUnavailable: the wanted device is not here.
+    """
+    engine = build_engine(settings)
+    metrics = Metrics(figures=lambda: _figures(engine.live))
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        engine.batcher.start()
+        await engine.live.start()
+        yield
+        await engine.live.stop()
+        await engine.batcher.stop(settings.drain_s)
+        engine.decoder.close()
+
+    app = FastAPI(
+        title="PyTorchLib",
+        version=version("pytorchlib"),
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+    )
+    app.state.engine = engine
+    # First in the list: every request walks it from the start.
+    app.router.routes[:0] = _hot_routes(settings, engine.live)
+    app.include_router(registry_routes(engine.store, engine.live))
+    app.include_router(health_routes(lambda: _not_ready(engine, draining), metrics))
+    mount_docs(app)
+    install_schema(
+        app, {PREDICT_PATH: predict_entry(settings.max_picture_bytes), **v2_entries()}, TAGS
+    )
+    _install_error_answers(app)
+    return app
+
+
+def build_engine(settings: Settings) -> Engine:
+    """The parts that compute, not yet started."""
+    device = choose_device(settings.device)
+    threads = settings.threads or thread_count()
+    store = ModelStore(settings.models_folder)
+    batcher = Batcher(device, num_threads=threads)
+    decoder = Decoder(
+        num_threads=threads,
+        limits=PictureLimits(
+            settings.max_picture_bytes, settings.max_picture_pixels, settings.max_picture_side
+        ),
+        max_pixels_in_flight=settings.max_pixels_in_flight,
+        max_waiting=settings.max_queue_items,
+    )
+    options = LaneOptions(
+        max_batch_items=settings.max_batch_items,
+        max_queue_items=settings.max_queue_items,
+        max_delay_ms=settings.max_delay_ms,
+    )
+
+    def open_predictor(loaded: LoadedVersion) -> Predictor:
+        return Predictor(loaded, batcher, decoder, options)
+
+    live = LiveModels(
+        store,
+        lambda version: load_version(version, device),
+        open_predictor,
+        preload=settings.preload,
+        watch_interval_s=settings.watch_interval_s,
+    )
+    return Engine(store, batcher, decoder, live)
+
+
+def _hot_routes(settings: Settings, live: LiveModels) -> list[BaseRoute]:
+    """The routes that compute: plain ASGI, outside FastAPI's dependency tree."""
+    predict = PredictRoute(
+        live,
+        max_inputs=settings.max_inputs,
+        max_body_bytes=settings.max_body_bytes,
+        request_timeout_ms=settings.request_timeout_ms,
+    )
+    limits = Limits(
+        max_body_bytes=settings.max_body_bytes,
+        max_inflated_bytes=settings.max_body_bytes,
+        max_items=settings.max_inputs,
+    )
+    v2 = V2Options(
+        limits, version("pytorchlib"), settings.max_batch_items, settings.request_timeout_ms
+    )
+    return [Route(PREDICT_PATH, predict, methods=["POST"]), *v2_routes(live, v2)]
+
+
+def _not_ready(engine: Engine, draining: Callable[[], bool]) -> str | None:
+    if draining():
+        return "the service is stopping"
+    if engine.batcher.broken:
+        return "the device answers no more; this process is about to end"
+    if not engine.live.ready():
+        return f"loading {', '.join(engine.live.preload) or 'nothing'}"
+    return None
+
+
+def _figures(live: LiveModels) -> Iterator[ModelFigures]:
+    for predictor in live.loaded():
+        yield _figures_of(predictor)
+
+
+def _figures_of(predictor: Predictor) -> ModelFigures:
+    lane = predictor.lane.statistics
+    return ModelFigures(
+        predictor.name,
+        predictor.version,
+        queue_length=predictor.lane.num_waiting_rows,
+        seconds={
+            "decode": predictor.decode_time.ns / 1e9,
+            "queue": lane.queue_s.total,
+            "compute": lane.compute_s.total,
+        },
+        outcomes={
+            "answered": lane.num_rows,
+            "failed": lane.num_failed,
+            "refused": lane.num_refused_full + lane.num_refused_late,
+            "expired": lane.num_expired,
+            "abandoned": lane.num_abandoned,
+        },
+        memory_bytes=predictor.memory_bytes,
+    )
+
+
+def _install_error_answers(app: FastAPI) -> None:
+    """One answer for every error, in the shape of the interface that was asked."""
+
+    async def answer(request: Request, error: Exception) -> Response:
+        return error_response(request, refusal_of(error))
+
+    async def invalid(request: Request, error: Exception) -> Response:
+        first = error.errors()[0] if isinstance(error, RequestValidationError) else {}
+        where = ".".join(str(part) for part in first.get("loc", ())[1:])
+        problem = BadInput(f"{where}: {first.get('msg', error)}", param=where or None)
+        return error_response(request, refusal_of(problem))
+
+    async def http(request: Request, error: Exception) -> Response:
+        status = getattr(error, "status_code", 500)
+        code = {404: "not_found", 405: "method_not_allowed"}.get(status, "http_error")
+        message = {
+            404: f"there is no {request.url.path}; /docs lists what there is",
+            405: f"{request.method} is not offered at {request.url.path}",
+        }.get(status, str(getattr(error, "detail", error)))
+        return error_response(
+            request,
+            Refusal(status, code, "invalid_request_error", message),
+            dict(getattr(error, "headers", None) or {}),
+        )
+
+    async def unknown(request: Request, error: Exception) -> Response:
+        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        return error_response(request, refusal_of(error))
+
+    for known in STATUS:
+        app.add_exception_handler(known, answer)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(Exception, unknown)
+
+
+def error_response(
+    request: Request, refusal: Refusal, headers: dict[str, str] | None = None
+) -> Response:
+    """The answer that tells `refusal` at this path."""
+    headers = dict(headers or {})
+    if refusal.retry_after_s is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(refusal.retry_after_s)))
+    is_v2 = request.url.path.startswith("/v2")
+    body = {"error": refusal.message} if is_v2 else v1_body(refusal)
+    return Response(orjson.dumps(body), refusal.status, headers, "application/json")
