@@ -1,0 +1,204 @@
+"""The process that serves: a listening socket, uvicorn with the guarded protocol, a graceful stop.
+
+SIGTERM drains: the application learns it at once (so `/readyz` fails), every answer asks for its
+connection to be closed, new requests are still served for `drain_s`, then the socket closes and
+what was received is answered. SIGINT does the same without the wait; a second one stops waiting.
+"""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Generator, Sequence
+from types import FrameType
+from typing import Any, Final, cast
+
+from starlette.types import ASGIApp
+from uvicorn import Config, Server
+
+from app.http_protocol import GuardedHttp, HttpLimits, Parser
+
+CLOSE: Final = (b"connection", b"close")
+BACKLOG: Final = 2048
+STARTUP_FAILED: Final = 3
+FORCED: Final = 130
+
+log = logging.getLogger(__name__)
+
+
+class ListenError(Exception):
+    """The address cannot be listened on."""
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens on `host` and `port` (0 takes a free port).
+
+    Bound before anything slow, so that a taken port is told at once. Raises ListenError.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as error:
+        raise ListenError(f"Cannot listen on {host}: {error.strerror}.") from error
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise ListenError(f"Cannot listen on {host}:{port}: {error.strerror}.") from error
+    return listener
+
+
+class HttpServer(Server):
+    """uvicorn's server with a drain; `on_drain` is called once, on the loop, when a stop begins."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        limits: HttpLimits | None = None,
+        parser: Parser | None = None,
+        drain_s: float = 5.0,
+        grace_s: float = 20.0,
+        on_drain: Callable[[], object] | None = None,
+        on_refusal: Callable[[str], None] | None = None,
+    ) -> None:
+        http = GuardedHttp(limits, parser, on_refusal)
+        config = Config(
+            cast(Any, app),
+            http=cast(Any, http),
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            backlog=BACKLOG,
+            timeout_graceful_shutdown=cast(int, grace_s),
+            h11_max_incomplete_event_size=2 * http.limits.max_head_bytes,
+        )
+        super().__init__(config)
+        self._drain_s = drain_s
+        self._on_drain = on_drain or (lambda: None)
+        self._draining = False
+
+    def drain(self) -> None:
+        """Begin a graceful stop, unless one has begun. Call it on the loop."""
+        if self._draining:
+            return
+        self._begin_stop()
+        if self.started:
+            log.info("Draining: new requests are served for %g s more", self._drain_s)
+            asyncio.get_running_loop().call_later(self._drain_s, self._close)
+        else:
+            self._close()
+
+    def stop(self) -> None:
+        """Stop at once, but answer what was received; the second call stops waiting for that."""
+        if self.should_exit:
+            self._force()
+            return
+        self._begin_stop()
+        self._close()
+
+    def _begin_stop(self) -> None:
+        if self._draining:
+            return
+        self._draining = True
+        # Read again by every tick, and by every answer: clients go elsewhere by themselves.
+        self.config.encoded_headers.append(CLOSE)
+        self.server_state.default_headers = [*self.server_state.default_headers, CLOSE]
+        self._on_drain()
+
+    def _close(self) -> None:
+        self.should_exit = True
+
+    def _force(self) -> None:
+        self.force_exit = True
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Act on SIGTERM and SIGINT; unlike uvicorn's own, raise neither again at the end."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        loop = asyncio.get_running_loop()
+        actions = {signal.SIGTERM: self.drain, signal.SIGINT: self.stop}
+        patience = iter(range(2))
+
+        def act(number: int, frame: FrameType | None) -> None:
+            if number == signal.SIGINT and next(patience, None) is None:
+                signal.default_int_handler(number, frame)  # the third time: the loop may be stuck
+            loop.call_soon_threadsafe(actions[signal.Signals(number)])
+
+        before = {number: signal.signal(number, act) for number in actions}
+        try:
+            yield
+        finally:
+            for number, action in before.items():
+                signal.signal(number, action)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the sockets, after taking in the connections that already wait in them."""
+        for _ in range(2):
+            await asyncio.sleep(0.01)
+        await super().shutdown(sockets)
+
+
+def raise_open_files_limit() -> None:
+    """Let the process have as many connections as the system allows it."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def serve(
+    app: ASGIApp,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    sockets: Sequence[socket.socket] | None = None,
+    limits: HttpLimits | None = None,
+    parser: Parser | None = None,
+    drain_s: float = 5.0,
+    grace_s: float = 20.0,
+    on_drain: Callable[[], object] | None = None,
+    on_refusal: Callable[[str], None] | None = None,
+) -> int:
+    """Serve `app` until a signal; return the exit code of the process.
+
+    `sockets` that already listen stand in for `host` and `port`. `drain_s` seconds after SIGTERM
+    the sockets close, and what was received then has `grace_s` seconds to be answered. The code is
+    0 after a stop, 130 if one was forced, 3 if the application failed to start. Raises
+    ListenError.
+    """
+    raise_open_files_limit()
+    listeners = [listen(host, port)] if sockets is None else list(sockets)
+    server = HttpServer(
+        app,
+        limits=limits,
+        parser=parser,
+        drain_s=drain_s,
+        grace_s=grace_s,
+        on_drain=on_drain,
+        on_refusal=on_refusal,
+    )
+    try:
+        server.run(sockets=listeners)
+    except SystemExit:  # uvicorn's word for: the application's start-up failed, and was logged
+        return STARTUP_FAILED
+    finally:
+        for listener in listeners:
+            listener.close()
+    return FORCED if server.force_exit else 0
