@@ -37,7 +37,7 @@ def test_every_address_in_the_page_is_its_own(client: TestClient) -> None:
     assert page.status_code == 200
     assert page.headers["content-type"].startswith("text/html")
     addresses = addresses_in(page.text)
-    assert len(addresses) == 5
+    assert len(addresses) == 6
     for address in addresses:
         assert client.get("/" + address).status_code == 200, address
 
