@@ -206,7 +206,7 @@ class RepositoryRoutes:
     async def load(self, request: Request) -> Response:
         """200 after it is live, not before."""
         document = await self._document(request)
-        if parameters_of(document, "the request"):
+        if parameters_of(document):
             raise FeatureRefused(
                 "a model is loaded as it was published; config and files cannot be sent with load"
             )
@@ -216,7 +216,7 @@ class RepositoryRoutes:
     async def unload(self, request: Request) -> Response:
         """200 once new requests are refused; those already received are answered."""
         document = await self._document(request)
-        flag(parameters_of(document, "the request"), "unload_dependents", False)
+        flag(parameters_of(document), "unload_dependents", False)
         await self._live.unload(request.path_params["model"])
         return _json({})
 

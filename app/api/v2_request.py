@@ -96,7 +96,7 @@ def parse_request(
             return _raw_request(body, raw_input, limits)
         message = Message(bytes(memoryview(body)[:length]), body, length)
     document = parse_json(message.text, limits)
-    parameters = parameters_of(document, "the request")
+    parameters = parameters_of(document)
     _refuse_sequences(parameters)
     binary_output = flag(parameters, "binary_data_output", False)
     return InferRequest(
@@ -140,7 +140,7 @@ def parse_json(text: bytes | bytearray, limits: Limits) -> dict[str, Any]:
     return document
 
 
-def parameters_of(entry: dict[str, Any], owner: str) -> dict[str, Any]:
+def parameters_of(entry: dict[str, Any]) -> dict[str, Any]:
     """The `parameters` of a request, an input or an output; empty where there are none.
 
     Raises:
@@ -150,6 +150,7 @@ def parameters_of(entry: dict[str, Any], owner: str) -> dict[str, Any]:
     if parameters is None:
         return {}
     if type(parameters) is not dict or not set(map(type, parameters.values())) <= SCALARS:
+        owner = shown(entry["name"]) if "name" in entry else "the request"
         raise FieldInvalid(
             f"parameters of {owner} must be an object of texts, numbers, true and false"
         )
@@ -233,7 +234,7 @@ class _InputReader:
     def read(self, entry: dict[str, Any]) -> NamedTensor:
         """The tensor that one entry of `inputs` describes."""
         name = _name(entry, "an input")
-        parameters = parameters_of(entry, f"input {shown(name)}")
+        parameters = parameters_of(entry)
         datatype = datatype_named(entry.get("datatype"))
         shape, _ = checked_shape(name, entry.get("shape"), self._limits)
         if _is_binary(name, entry, parameters):
@@ -292,7 +293,7 @@ def _outputs(
 
 def _output(entry: dict[str, Any], binary_output: bool) -> RequestedOutput:
     name = _name(entry, "an output")
-    parameters = parameters_of(entry, f"output {shown(name)}")
+    parameters = parameters_of(entry)
     if "shared_memory_region" in parameters:
         raise FeatureRefused("shared memory is not offered here; outputs come in the answer")
     return RequestedOutput(

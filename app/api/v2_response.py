@@ -9,7 +9,7 @@ from torch import Tensor
 
 from app.api.v2_errors import DatatypeRefused, OutputNotJson, OutputUnknown, shown
 from app.api.v2_request import InferRequest, RequestedOutput
-from app.api.v2_tensors import BINARY_ONLY, NamedTensor, is_finite, to_wire, to_json
+from app.api.v2_tensors import BINARY_ONLY, NamedTensor, is_finite, to_json, to_wire
 
 
 class Answer(NamedTuple):
@@ -75,7 +75,7 @@ def encode_answer(
     document: dict[str, Any] = {"model_name": model_name, "model_version": model_version}
     if request_id is not None:
         document["id"] = request_id
-    buffers: list[Wire] = []
+    buffers: list[memoryview] = []
     document["outputs"] = [_entry(tensor, binary, buffers) for tensor, binary in outputs]
     text = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
     # orjson writes null for NaN and infinity: only where it did are the numbers looked at.
@@ -101,7 +101,7 @@ def _class_text(value: float, index: int, labels: Sequence[str]) -> bytes:
     return f"{value:.6f}:{index}{label}".encode()
 
 
-def _entry(tensor: NamedTensor, binary: bool, buffers: list[Wire]) -> dict[str, Any]:
+def _entry(tensor: NamedTensor, binary: bool, buffers: list[memoryview]) -> dict[str, Any]:
     entry: dict[str, Any] = {
         "name": tensor.name,
         "datatype": tensor.datatype,
@@ -110,7 +110,7 @@ def _entry(tensor: NamedTensor, binary: bool, buffers: list[Wire]) -> dict[str, 
     if binary:
         buffer = to_wire(tensor)
         buffers.append(buffer)
-        entry["parameters"] = {"binary_data_size": memoryview(buffer).nbytes}
+        entry["parameters"] = {"binary_data_size": buffer.nbytes}
     else:
         entry["data"] = to_json(tensor)
     return entry
