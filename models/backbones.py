@@ -1,0 +1,253 @@
+"""torchvision's classification networks by their own names, with as many classes as wanted.
+
+torchvision is imported inside the functions: it takes seconds, and only its own networks need it.
+Names are torchvision's (`resnet18`); the prefix `torchvision/` is accepted everywhere.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from models.download import fetch
+from models.heads import Head, last_layer
+from models.pairing import import_torchvision
+from models.preprocessing import (
+    Color,
+    Crop,
+    Decode,
+    Interpolation,
+    Normalize,
+    Orient,
+    Preprocessing,
+    Resize,
+    Scale,
+)
+from models.state_dicts import read_state_dict
+
+PREFIX = "torchvision/"
+AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
+"""Second classifiers of googlenet and inception_v3, used in their training only."""
+GREY_MEAN, GREY_STD = 0.449, 0.226
+"""Means over the channels of ImageNet's published mean and deviation."""
+WITH_AUXILIARY = ("googlenet", "inception_v3")
+_DENSE_LAYER = re.compile(r"(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..*)")
+_ENCODER_LAYER = re.compile(r"(.*encoder_layer_\d+\.mlp)\.linear_([12])\.(.*)")
+
+
+class BackboneError(Exception):
+    """Weights cannot be used for this network."""
+
+
+def names() -> list[str]:
+    """torchvision's own names of its classification networks, sorted."""
+    models = import_torchvision("torchvision.models")
+    found: list[str] = models.list_models(module=models)
+    return found
+
+
+def build(
+    name: str,
+    num_classes: int = 1000,
+    head: Head | Mapping[str, Any] | None = None,
+    channels: int = 3,
+    **options: Any,
+) -> nn.Module:
+    """The network `name` with fresh weights; works under `torch.device("meta")`.
+
+    Args:
+        name: one of `names()`.
+        num_classes: width of the answer.
+        head: other last layers than torchvision's; must end in `num_classes` outputs.
+        channels: of the pictures; the first convolution is replaced where they are not three.
+        options: torchvision's own, such as `dropout` or `image_size`.
+
+    Returns:
+        A network from float32 `[N, channels, H, W]` to logits float32 `[N, num_classes]`, in
+        training mode. googlenet and inception_v3 come without their auxiliary classifiers.
+
+    Raises:
+        ValueError, TypeError: an unknown name or option, or a head that does not fit.
+    """
+    models = import_torchvision("torchvision.models")
+    name = name.removeprefix(PREFIX)
+    if name.startswith(WITH_AUXILIARY):
+        options = {"aux_logits": False, "init_weights": False, **options}
+    with _NumbersOnCpu():
+        network: nn.Module = models.get_model(name, num_classes=num_classes, **options)
+    if name.startswith("mnasnet"):
+        _accept_unversioned_weights(network)
+    if channels != 3:
+        _take_channels(network, channels)
+    if head is not None:
+        head = Head.model_validate(head)
+        if head.num_classes != num_classes:
+            raise ValueError(f"the head has {head.num_classes} outputs for {num_classes} classes")
+        head.put_on(network)
+    return network
+
+
+def head_of(name: str) -> str:
+    """Path of the last layer of the network `name`, such as `fc` or `classifier.1`."""
+    with torch.device("meta"):
+        return last_layer(build(name))
+
+
+def first_convolution(network: nn.Module) -> tuple[str, nn.Conv2d]:
+    """Path and layer of the convolution that sees the picture."""
+    for path, part in network.named_modules():
+        if isinstance(part, nn.Conv2d):
+            return path, part
+    raise BackboneError("the network has no convolution")
+
+
+def published_preprocessing(name: str) -> Preprocessing:
+    """What torchvision publishes with the default weights of `name`, for pictures in colour.
+
+    Known without a download.
+    """
+    transforms = _default_weights(name).transforms()
+    (crop,), (resize,) = transforms.crop_size, transforms.resize_size
+    return picture_preprocessing(
+        resize, crop, transforms.mean, transforms.std, interpolation=transforms.interpolation.value
+    )
+
+
+def picture_preprocessing(
+    resize: int,
+    crop: int,
+    mean: tuple[float, ...] | list[float],
+    std: tuple[float, ...] | list[float],
+    interpolation: Interpolation = "bilinear",
+) -> Preprocessing:
+    """Shorter side to `resize`, a square of `crop` from the centre, 0..1, normalised.
+
+    The number of means decides whether pictures are grey or in colour.
+    """
+    return Preprocessing(
+        steps=(
+            Decode(),
+            Orient(),
+            Color(mode="L" if len(mean) == 1 else "RGB"),
+            Resize(size=resize, interpolation=interpolation),
+            Crop(size=(crop, crop)),
+            Scale(),
+            Normalize(mean=tuple(mean), std=tuple(std)),
+        )
+    )
+
+
+def imagenet_labels() -> tuple[str, ...]:
+    """ImageNet's 1000 class names in the order of every published network's outputs."""
+    return tuple(_default_weights("resnet18").meta["categories"])
+
+
+def current_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`state` with the names that torchvision uses today, without auxiliary classifiers.
+
+    torchvision renamed layers of densenet and of the vision transformers after publishing their
+    weights, and still reads both.
+    """
+    return {
+        _current_name(name): tensor
+        for name, tensor in state.items()
+        if not name.startswith(AUXILIARY)
+    }
+
+
+def load_backbone(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Copy all but the last layer of `state` into `network`.
+
+    Args:
+        network: made by `build`, for any number of classes.
+        state: weights of the same network with whatever last layer; `models.state_dicts` reads
+            them from files.
+
+    Raises:
+        BackboneError: a weight is missing or has another shape.
+    """
+    state = current_names(state)
+    head = last_layer(network) + "."
+    wanted = {
+        name: tensor
+        for name, tensor in network.state_dict().items()
+        if not name.startswith(head) and not name.endswith("num_batches_tracked")
+    }
+    for name, tensor in wanted.items():
+        if name not in state:
+            raise BackboneError(f"the weights are of another network: they have no {name}")
+        if state[name].shape != tensor.shape:
+            raise BackboneError(
+                f"the weights are of another network: {name} has shape "
+                f"{list(state[name].shape)} and should have {list(tensor.shape)}"
+            )
+    network.load_state_dict({name: state[name] for name in wanted}, strict=False)
+
+
+def fetch_published(name: str, folder: Path | None = None) -> dict[str, Tensor]:
+    """torchvision's default published weights of `name`, downloaded once and checked.
+
+    Args:
+        folder: where they are kept; torch's own cache of downloads unless given.
+
+    Raises:
+        models.download.DownloadError: no network and no file, or another hash.
+        models.state_dicts.StateDictError: the file cannot be read.
+    """
+    folder = folder or Path(torch.hub.get_dir()) / "checkpoints"
+    return read_state_dict(fetch(_default_weights(name).url, folder))
+
+
+class _NumbersOnCpu(TorchFunctionMode):
+    """Lets RegNet be built on the meta device: it computes its widths with small tensors."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.arange, torch.tensor):
+            kwargs = {"device": "cpu", **kwargs}
+        return func(*args, **kwargs)
+
+
+def _default_weights(name: str) -> Any:
+    models = import_torchvision("torchvision.models")
+    return models.get_model_weights(name.removeprefix(PREFIX)).DEFAULT
+
+
+def _take_channels(network: nn.Module, channels: int) -> None:
+    path, old = first_convolution(network)
+    new = nn.Conv2d(
+        channels,
+        old.out_channels,
+        kernel_size=old.kernel_size,  # type: ignore[arg-type]
+        stride=old.stride,  # type: ignore[arg-type]
+        padding=old.padding,  # type: ignore[arg-type]
+        bias=old.bias is not None,
+    )
+    owner, _, name = path.rpartition(".")
+    setattr(network.get_submodule(owner), name, new)
+
+
+def _current_name(name: str) -> str:
+    if found := _DENSE_LAYER.fullmatch(name):
+        return found[1] + found[2]
+    if found := _ENCODER_LAYER.fullmatch(name):
+        return f"{found[1]}.{3 * (int(found[2]) - 1)}.{found[3]}"
+    return name
+
+
+def _accept_unversioned_weights(network: nn.Module) -> None:
+    """MNASNet refuses weights without a mark of their layout, which safetensors cannot carry.
+
+    All but the first published ones have the layout of today.
+    """
+    parent = type(network)
+
+    class MNASNet(parent):  # type: ignore[misc, valid-type]
+        def _load_from_state_dict(self, state: Any, prefix: str, marks: Any, *rest: Any) -> None:
+            super()._load_from_state_dict(state, prefix, {"version": 2, **marks}, *rest)
+
+    network.__class__ = MNASNet
