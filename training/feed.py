@@ -4,9 +4,9 @@ Both give the same batches for the same order, so how a dataset is held never ch
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -32,10 +32,13 @@ class Piece(NamedTuple):
     faults: tuple[str, ...]
 
 
+Fed: TypeAlias = Generator[tuple[Batch, Tensor, Tensor], None, None]
+
+
 class Feed(Protocol):
     """Batches of one part on the device: samples as `finish` takes them, and their targets."""
 
-    def __call__(self, order: Iterable[Batch]) -> Iterator[tuple[Batch, Tensor, Tensor]]:
+    def __call__(self, order: Iterable[Batch]) -> Fed:
         """The samples and targets of every batch of `order`.
 
         Raises:
@@ -83,7 +86,7 @@ class _Resident:
     data: Tensor
     targets: Tensor
 
-    def __call__(self, order: Iterable[Batch]) -> Iterator[tuple[Batch, Tensor, Tensor]]:
+    def __call__(self, order: Iterable[Batch]) -> Fed:
         for batch in order:
             indices = batch.indices.to(self.data.device, non_blocking=True)
             yield batch, self.data.index_select(0, indices), self.targets.index_select(0, indices)
@@ -95,7 +98,7 @@ class _Streamed:
     device: torch.device
     num_workers: int
 
-    def __call__(self, order: Iterable[Batch]) -> Iterator[tuple[Batch, Tensor, Tensor]]:
+    def __call__(self, order: Iterable[Batch]) -> Fed:
         planned: deque[Batch] = deque()
         for piece in pieces(self.part.samples, _noted(order, planned), self.num_workers):
             if piece.faults:

@@ -12,14 +12,15 @@ class Progress:
     """One sign of life of a loop.
 
     Attributes:
-        phase: what is being done: `read`, `train`, `validate`, `features`, `evaluate`.
-        step: steps done in this phase; a step is a batch, or a sample where things are read.
+        phase: what is being done: `read`, `features`, `train`, `validate`, `evaluate`; or what
+            is done: `epoch`.
+        step: steps done; a step is a batch where weights change, a sample everywhere else.
         num_steps: steps in all, 0 where unknown.
         epoch: the pass over the data that this step belongs to, counted from 1.
         num_epochs: passes in all.
         loss: mean loss since the last report; the last reported one in between.
-        accuracy: share of right answers, in the last reported batch or, in the phase
-            `validate`, in the validation split.
+        accuracy: share of right answers: in the last reported batch, in the validation part
+            (phase `epoch`), or so far (phase `evaluate`).
         learning_rate: of the last step.
         images_per_second: since the last report.
         seconds_left: an estimate of the rest of this phase.

@@ -1,0 +1,321 @@
+"""The training loop: a generator of Progress that ends with the best weights.
+
+The whole state of a run is a step number and tensors, because order, augmentation and dropout are
+functions of the seed and the step. Stopping at any yield and resuming from the snapshot therefore
+gives the same bits as never stopping, on the same processor type, thread count and versions.
+"""
+
+import math
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.device import choose_device, supports_bf16
+from training.augment import augmentation
+from training.average import Average
+from training.config import FitConfig
+from training.datasets import Dataset
+from training.feed import feed_for
+from training.optim import learning_rate_at, optimizer_for, parameter_groups
+from training.order import Batch, Order
+from training.pace import Pace
+from training.progress import Progress
+from training.randomness import seed_device, seed_for
+from training.snapshot import Snapshots
+from training.state import Epoch, State
+from training.validation import validate
+
+LONGEST_SILENCE_S = 0.1
+"""The loop yields at least this often, or every step where one takes longer."""
+
+
+class LossNotFinite(Exception):
+    """The loss became infinite or no number; the sentence names the step."""
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """How a run ended.
+
+    Attributes:
+        network: holds the best weights, in `eval()`, on the device where it was trained.
+        best: the epoch whose weights these are: the best by validation accuracy, then by loss,
+            or the last one where there is no validation part.
+        history: every epoch.
+        seconds: spent in training and validation, over all attempts.
+        stopped_early: whether validation had stopped improving.
+        notes: what a person should know, such as a resumption on other versions.
+    """
+
+    network: nn.Module
+    best: Epoch
+    history: tuple[Epoch, ...]
+    seconds: float
+    stopped_early: bool
+    notes: tuple[str, ...]
+
+
+def fit(
+    network: nn.Module,
+    dataset: Dataset,
+    config: FitConfig,
+    *,
+    snapshots: Path | None = None,
+    train_mode: Callable[[nn.Module], object] = nn.Module.train,
+    scale_of: Callable[[str], float] | None = None,
+) -> Generator[Progress, None, FitResult]:
+    """Train `network` on `dataset`.
+
+    Args:
+        network: changed in place; moved to the device that `config` names.
+        dataset: its training part is learned, its validation part chooses the best weights.
+        config: everything that can be set.
+        snapshots: a folder of this run's own. A snapshot there is resumed from; snapshots are
+            written there every so often, at the end, and when the generator is closed.
+        train_mode: puts the network into training mode; replaced where a part of it stays frozen.
+        scale_of: a parameter's name to the factor of its learning rate.
+
+    Yields:
+        Phase `train`: the loss every `report_every` steps and signs of life in between; phase
+        `validate`: samples done; phase `epoch`: loss and accuracy on the validation part.
+
+    Raises:
+        LossNotFinite: training diverged.
+        SnapshotMismatch: the folder's snapshots belong to another run.
+        models.device.DeviceUnavailable: there is no such device.
+    """
+    run = _Run(network, dataset, config, train_mode, scale_of)
+    store = Snapshots(snapshots) if snapshots else None
+    run.resume(store)
+    with _repeatable(run.device):
+        try:
+            for progress in run.loop():
+                yield progress
+                run.save_if_due(store)
+        except GeneratorExit:
+            run.save(store)
+            raise
+    run.save(store)
+    return run.result()
+
+
+class _Run:
+    """One run: what it is made of, and the steps that change its state."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        dataset: Dataset,
+        config: FitConfig,
+        train_mode: Callable[[nn.Module], object],
+        scale_of: Callable[[str], float] | None,
+    ) -> None:
+        self.config, self.dataset, self.train_mode = config, dataset, train_mode
+        self.device = choose_device(config.device)
+        self.layout = _layout(network)
+        network = network.to(self.device).to(memory_format=self.layout)
+        groups = parameter_groups(network, config.weight_decay, scale_of)
+        self.parameters = [parameter for group in groups for parameter in group.parameters]
+        average = Average(network, config.ema_decay) if config.ema_decay else None
+        self.state = State(network, optimizer_for(config, groups), average)
+        self.augment = augmentation(config.augment, config.seed)
+        self.autocast = _autocast(config, self.device)
+        self.order = Order(len(dataset.train), config.batch_size, config.epochs, config.seed)
+        self.pace = Pace(self.order.num_steps)
+        self.last = Progress("train", 0, self.order.num_steps, num_epochs=config.epochs)
+        workers, held_out = dataset.num_workers, dataset.validation
+        self.feed = feed_for(dataset.train, self.device, workers)
+        self.validation = feed_for(held_out, self.device, workers) if held_out else None
+        self.notes: tuple[str, ...] = ()
+
+    def resume(self, store: Snapshots | None) -> None:
+        """Go on from the newest sound snapshot, if there is one."""
+        snapshot = store.newest() if store else None
+        if snapshot:
+            fingerprint = self.dataset.fingerprint
+            self.notes = self.state.restore(snapshot, self.config, fingerprint)
+            self.state.unreported = [loss.to(self.device) for loss in self.state.unreported]
+        self.pace.start(self.state.step, self.state.seconds)
+
+    def loop(self) -> Iterator[Progress]:
+        """Train and validate, epoch by epoch, until the last or until it no longer helps."""
+        parts, workers = self.dataset, self.dataset.num_workers
+        feed = feed_for(parts.train, self.device, workers)
+        self.validation_feed = (
+            feed_for(parts.validation, self.device, workers) if parts.validation else None
+        )
+        with closing(feed(self.order.batches(self.state.step))) as batches:
+            while len(self.state.history) < self.config.epochs and not self.stopped_early:
+                self.train_mode(self.state.network)
+                yield from self._train_epoch(batches)
+                yield from self._end_epoch()
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether the best epoch lies further back than `early_stopping` allows."""
+        patience, best, history = self.config.early_stopping, self.state.best, self.state.history
+        return bool(patience and best and len(history) - best.epoch >= patience)
+
+    def save_if_due(self, store: Snapshots | None) -> None:
+        """Write a snapshot if the last one is old."""
+        if store and self.pace.is_due("snapshot", self.config.snapshot_seconds):
+            self.save(store)
+
+    def save(self, store: Snapshots | None) -> None:
+        """Write a snapshot, unless the run has already diverged."""
+        if store and all(math.isfinite(loss) for loss in _numbers(self.state.unreported)):
+            self.state.seconds = self.pace.seconds
+            snapshot = self.state.snapshot(self.config, self.dataset.fingerprint)
+            store.save(self.state.step, snapshot)
+
+    def result(self) -> FitResult:
+        """The best weights, put into the network that was given."""
+        state = self.state
+        if state.best is None:
+            raise RuntimeError("a run that ends has finished an epoch")
+        state.network.load_state_dict(state.best_weights)
+        network = state.network.eval()
+        stopped = len(state.history) < self.config.epochs
+        return FitResult(
+            network, state.best, tuple(state.history), self.pace.seconds, stopped, self.notes
+        )
+
+    def _train_epoch(self, batches: Iterator[tuple[Batch, Tensor, Tensor]]) -> Iterator[Progress]:
+        end = self.order.steps_per_epoch * (len(self.state.history) + 1)
+        while self.state.step < end:
+            batch, inputs, targets = next(batches)
+            logits = self._step(batch, inputs, targets)
+            self.pace.did(len(targets))
+            if self.state.step % self.config.report_every == 0 or self.state.step == end:
+                yield self._report(batch, logits, targets)
+            elif self.pace.is_due("yield", LONGEST_SILENCE_S):
+                yield self._progress(batch)
+
+    def _step(self, batch: Batch, inputs: Tensor, targets: Tensor) -> Tensor:
+        """One change of the weights; the loss stays on the device, nothing waits for it."""
+        state, config = self.state, self.config
+        seed_device(self.device, seed_for(config.seed, "step", step=batch.step))
+        if self.augment:
+            inputs = self.augment(inputs, batch.epoch, batch.indices)
+        with self.autocast():
+            logits = state.network(self._finished(inputs))
+        smoothing = config.label_smoothing
+        loss = F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
+        state.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        if config.gradient_clip:
+            nn.utils.clip_grad_norm_(self.parameters, config.gradient_clip)
+        state.optimizer.step(self._learning_rate(batch.step))
+        state.step += 1
+        if state.average:
+            state.average.update(state.network, state.step)
+        state.unreported.append(loss.detach())
+        answers: Tensor = logits.detach()
+        return answers
+
+    def _report(self, batch: Batch, logits: Tensor, targets: Tensor) -> Progress:
+        """Bring the losses since the last report off the device, all at once."""
+        losses = _numbers(self.state.unreported)
+        first_step = self.state.step - len(losses) + 1
+        for step, loss in enumerate(losses, start=first_step):
+            if not math.isfinite(loss):
+                raise LossNotFinite(self._advice(step, loss))
+            self.state.epoch_loss += loss
+        self.state.unreported.clear()
+        self.last = replace(
+            self.last,
+            loss=sum(losses) / len(losses),
+            accuracy=float((logits.argmax(1) == targets).float().mean()),
+            images_per_second=self.pace.images_per_second(),
+        )
+        return self._progress(batch)
+
+    def _progress(self, batch: Batch) -> Progress:
+        return replace(
+            self.last,
+            step=self.state.step,
+            epoch=batch.epoch + 1,
+            learning_rate=self._learning_rate(batch.step),
+            seconds_left=self.pace.seconds_left,
+        )
+
+    def _end_epoch(self) -> Iterator[Progress]:
+        """Validate, keep the weights if they are the best, and write the epoch down."""
+        state, number = self.state, len(self.state.history) + 1
+        record = Epoch(number, state.step, state.epoch_loss / self.order.steps_per_epoch)
+        if self.validation and self.dataset.validation:
+            num_samples = len(self.dataset.validation)
+            state.answering.eval()
+            loss, accuracy = yield from validate(self._predict, self.validation, num_samples)
+            record = replace(record, validation_loss=loss, validation_accuracy=accuracy)
+        state.epoch_loss = 0.0
+        state.keep_best(record)
+        yield Progress(
+            "epoch",
+            state.step,
+            self.order.num_steps,
+            epoch=number,
+            num_epochs=self.config.epochs,
+            loss=record.validation_loss,
+            accuracy=record.validation_accuracy,
+            metrics={"train_loss": record.loss},
+        )
+
+    def _predict(self, inputs: Tensor) -> Tensor:
+        with self.autocast():
+            logits: Tensor = self.state.answering(self._finished(inputs))
+        return logits
+
+    def _finished(self, inputs: Tensor) -> Tensor:
+        """What the network takes, in the layout that its convolutions prefer."""
+        x = self.dataset.preprocessing.finish(inputs)
+        return x.contiguous(memory_format=self.layout) if x.ndim == 4 else x
+
+    def _learning_rate(self, step: int) -> float:
+        return learning_rate_at(self.config, step, self.order.num_steps)
+
+    def _advice(self, step: int, loss: float) -> str:
+        return (
+            f"the loss of step {step} (epoch {(step - 1) // self.order.steps_per_epoch + 1}) is "
+            f"{loss}; lower --lr, which is {self.config.learning_rate:g}, or set --gradient-clip"
+        )
+
+
+def _numbers(losses: list[Tensor]) -> list[float]:
+    numbers: list[float] = torch.stack(losses).tolist() if losses else []
+    return numbers
+
+
+def _layout(network: nn.Module) -> torch.memory_format:
+    convolves = any(isinstance(module, nn.Conv2d) for module in network.modules())
+    return torch.channels_last if convolves else torch.contiguous_format
+
+
+def _autocast(config: FitConfig, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
+    """bf16 where it is wanted; `auto` wants it on GPUs, whose hardware has it.
+
+    On a CPU `auto` stays with fp32: the result would otherwise depend on the processor type.
+    """
+    automatic = device.type == "cuda" and supports_bf16(device)
+    if config.precision == "bf16" or (config.precision == "auto" and automatic):
+        return lambda: torch.autocast(device.type, torch.bfloat16)
+    return nullcontext
+
+
+@contextmanager
+def _repeatable(device: torch.device) -> Iterator[None]:
+    """cuDNN's repeatable algorithms while a run lasts; a CPU has no others."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark
+    if device.type == "cuda":
+        cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        cudnn.deterministic, cudnn.benchmark = before
