@@ -145,8 +145,10 @@ def test_the_wheel_holds_every_file_and_the_command(tmp_path: Path) -> None:
 
     [path] = tmp_path.glob("pytorchlib-*.whl")
     held = set(zipfile.ZipFile(path).namelist())
-    files = {path for package in PACKAGES for path in (ROOT / package).rglob("*") if path.is_file()}
-    wanted = {path.relative_to(ROOT).as_posix() for path in files if path.suffix != ".pyc"}
+    files = {
+        path for package in PACKAGES for path in (source / package).rglob("*") if path.is_file()
+    }
+    wanted = {path.relative_to(source).as_posix() for path in files if path.suffix != ".pyc"}
     assert wanted <= held, wanted - held
     [entry_points] = [name for name in held if name.endswith("entry_points.txt")]
     commands = zipfile.ZipFile(path).read(entry_points).decode()
