@@ -77,7 +77,7 @@ def build(
     name = name.removeprefix(PREFIX)
     if name.startswith(WITH_AUXILIARY):
         options = {"aux_logits": False, "init_weights": False, **options}
-    with _NumbersOnCpu():
+    with _QuickOnMeta():
         network: nn.Module = models.get_model(name, num_classes=num_classes, **options)
     if name.startswith("mnasnet"):
         _accept_unversioned_weights(network)
@@ -202,11 +202,22 @@ def fetch_published(name: str, folder: Path | None = None) -> dict[str, Tensor]:
     return read_state_dict(fetch(_default_weights(name).url, folder))
 
 
-class _NumbersOnCpu(TorchFunctionMode):
-    """Lets RegNet be built on the meta device: it computes its widths with small tensors."""
+class _QuickOnMeta(TorchFunctionMode):
+    """Makes building on the meta device work for RegNet and quick for all.
+
+    RegNet computes its widths with small tensors, which need numbers. Filling weights that have
+    no memory is most of the time of building a network there, and does nothing.
+    """
+
+    _FILLING = frozenset(
+        getattr(torch.Tensor, name)
+        for name in ("uniform_", "normal_", "fill_", "zero_", "erfinv_", "mul_", "add_", "clamp_")
+    )
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func in self._FILLING and args[0].is_meta:
+            return args[0]
         if func in (torch.arange, torch.tensor):
             kwargs = {"device": "cpu", **kwargs}
         return func(*args, **kwargs)
