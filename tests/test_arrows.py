@@ -29,11 +29,11 @@ FORBIDDEN_IMPORTS = {
 # The parts of app from the ground up: each imports what lies below it, never a neighbour.
 LEVELS = (
     {"settings", "errors", "metrics", "auth", "refusal"},
-    {"limits"},
-    {"engine", "jobs", "http"},
-    {"promotion"},
+    {"limits", "answer", "logs", "access", "flags"},
+    {"engine", "jobs", "http", "origin"},
+    {"promotion", "server"},
     {"api"},
-    {"main", "flags"},
+    {"main"},
     {"__main__"},
 )
 LEVEL_OF = {part: level for level, parts in enumerate(LEVELS) for part in parts}
