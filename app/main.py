@@ -1,22 +1,17 @@
 """`create_app(settings)`: every part of the service is built here, once, in order."""
 
 import contextlib
-import logging
-import math
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Final
 
-import orjson
 from fastapi import FastAPI
-from fastapi.exceptions import RequestValidationError
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from app.access import AccessLog
 from app.api.docs_page import mount_docs
+from app.api.error_answers import RequestEdge, install_error_answers
 from app.api.health import health_routes
 from app.api.predict import PredictRoute
 from app.api.registry import registry_routes
@@ -31,14 +26,12 @@ from app.engine.decoding import Decoder
 from app.engine.live import LiveModels
 from app.engine.loading import LoadedVersion, load_version
 from app.engine.predictor import Predictor
-from app.errors import STATUS, BadInput, Refusal, refusal_of, v1_body
 from app.metrics import Metrics, ModelFigures
+from app.origin import OriginGuard, OriginPolicy
 from app.settings import Settings
 from models.device import choose_device, thread_count
 from models.picture import PictureLimits
 from models.store import ModelStore
-
-log = logging.getLogger(__name__)
 
 PREDICT_PATH: Final = "/v1/models/{model}/predict"
 TAGS: Final = [
@@ -97,8 +90,20 @@ def create_app(settings: Settings, *, draining: Callable[[], bool] = lambda: Fal
     install_schema(
         app, {PREDICT_PATH: predict_entry(settings.max_picture_bytes), **v2_entries()}, TAGS
     )
-    _install_error_answers(app)
+    install_error_answers(app)
+    # Added last is outermost: what the guard refuses is counted too.
+    app.add_middleware(RequestEdge)
+    app.add_middleware(OriginGuard, policy=_policy(settings))
+    app.add_middleware(AccessLog, metrics=metrics, logged=settings.log_requests)
     return app
+
+
+def _policy(settings: Settings) -> OriginPolicy:
+    return OriginPolicy(
+        allowed_hosts=settings.allowed_hosts,
+        allowed_origins=settings.allowed_origins,
+        max_body_bytes=settings.max_body_bytes,
+    )
 
 
 def build_engine(settings: Settings) -> Engine:
@@ -188,51 +193,3 @@ def _figures_of(predictor: Predictor) -> ModelFigures:
         },
         memory_bytes=predictor.memory_bytes,
     )
-
-
-def _install_error_answers(app: FastAPI) -> None:
-    """One answer for every error, in the shape of the interface that was asked."""
-
-    async def answer(request: Request, error: Exception) -> Response:
-        return error_response(request, refusal_of(error))
-
-    async def invalid(request: Request, error: Exception) -> Response:
-        first = error.errors()[0] if isinstance(error, RequestValidationError) else {}
-        where = ".".join(str(part) for part in first.get("loc", ())[1:])
-        problem = BadInput(f"{where}: {first.get('msg', error)}", param=where or None)
-        return error_response(request, refusal_of(problem))
-
-    async def http(request: Request, error: Exception) -> Response:
-        status = getattr(error, "status_code", 500)
-        code = {404: "not_found", 405: "method_not_allowed"}.get(status, "http_error")
-        message = {
-            404: f"there is no {request.url.path}; /docs lists what there is",
-            405: f"{request.method} is not offered at {request.url.path}",
-        }.get(status, str(getattr(error, "detail", error)))
-        return error_response(
-            request,
-            Refusal(status, code, "invalid_request_error", message),
-            dict(getattr(error, "headers", None) or {}),
-        )
-
-    async def unknown(request: Request, error: Exception) -> Response:
-        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return error_response(request, refusal_of(error))
-
-    for known in STATUS:
-        app.add_exception_handler(known, answer)
-    app.add_exception_handler(RequestValidationError, invalid)
-    app.add_exception_handler(HTTPException, http)
-    app.add_exception_handler(Exception, unknown)
-
-
-def error_response(
-    request: Request, refusal: Refusal, headers: dict[str, str] | None = None
-) -> Response:
-    """The answer that tells `refusal` at this path."""
-    headers = dict(headers or {})
-    if refusal.retry_after_s is not None:
-        headers["Retry-After"] = str(max(1, math.ceil(refusal.retry_after_s)))
-    is_v2 = request.url.path.startswith("/v2")
-    body = {"error": refusal.message} if is_v2 else v1_body(refusal)
-    return Response(orjson.dumps(body), refusal.status, headers, "application/json")

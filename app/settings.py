@@ -63,6 +63,10 @@ class Settings(BaseSettings):
         5.0, ge=0, description="How long after SIGTERM new requests are still served."
     )
     log_format: Literal["plain", "json"] = Field("plain", description="Shape of a log line.")
+    log_requests: Literal["all", "errors", "none"] = Field(
+        "errors",
+        description="Which requests get a line: all, those answered with 4xx or 5xx, none.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe log line that is written."
     )

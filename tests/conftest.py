@@ -77,7 +77,9 @@ def client(store: ModelStore) -> Iterator[TestClient]:
     from app.settings import Settings
 
     settings = Settings(home=store.folder.parent, device="cpu", threads=1, watch_interval_s=0.05)
-    with TestClient(create_app(settings), raise_server_exceptions=False) as client:
+    app = create_app(settings)
+    address = "http://127.0.0.1:8000"
+    with TestClient(app, base_url=address, raise_server_exceptions=False) as client:
         yield client
 
 

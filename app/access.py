@@ -1,0 +1,69 @@
+"""What every request leaves behind: one count, and at most one log line."""
+
+import logging
+import time
+from typing import Any, Final, Literal
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+UNMATCHED: Final = "unmatched"
+# nginx's number for a caller who left before the answer: nothing was sent, so nothing was a status.
+CALLER_LEFT: Final = 499
+
+
+class AccessLog:
+    """ASGI middleware around everything else, so that refusals are counted as well.
+
+    Args:
+        metrics: counts each request by route, model, version and status.
+        logged: every request, those that were refused or failed, or none.
+    """
+
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, logged: Literal["all", "errors", "none"]
+    ) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._least_status = {"all": 0, "errors": 400, "none": 1000}[logged]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, and count it when it is over."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        status = CALLER_LEFT
+
+        def watched(message: Message) -> Any:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            return send(message)
+
+        began = time.perf_counter()
+        try:
+            await self._app(scope, receive, watched)
+        finally:
+            self._count(scope, status, time.perf_counter() - began)
+
+    def _count(self, scope: Scope, status: int, seconds: float) -> None:
+        predictor = scope.get("model")
+        model, version = (predictor.name, str(predictor.version)) if predictor else ("", "")
+        route = getattr(scope.get("route"), "path", UNMATCHED)
+        self._metrics.count_request(route, model, version, status, seconds)
+        if status >= self._least_status:
+            log.info(
+                "%s %s %d in %.1f ms",
+                scope["method"],
+                scope["path"][:200],
+                status,
+                seconds * 1000,
+                extra={
+                    "request_id": scope.get("state", {}).get("request_id"),
+                    "model": model,
+                    "version": version,
+                },
+            )

@@ -1,0 +1,90 @@
+"""Every error as an answer, in the shape of the interface that was asked."""
+
+import logging
+import math
+
+import orjson
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.errors import STATUS, BadInput, Refusal, refusal_of, v1_body
+from app.refusal import HttpRefusal
+
+log = logging.getLogger(__name__)
+
+
+class RequestEdge:
+    """ASGI middleware: what no handler knows is logged with its traceback and answered as a 500."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = False
+
+        async def watched(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        except (HttpRefusal, ClientDisconnect):
+            raise  # the guard around this one answers it
+        except Exception as error:
+            if started:
+                raise
+            request_id = scope.get("state", {}).get("request_id")
+            log.exception("request %s failed", request_id)
+            await error_response(Request(scope), refusal_of(error))(scope, receive, send)
+
+
+def install_error_answers(app: FastAPI) -> None:
+    """One answer for every error, in the shape of the interface that was asked."""
+
+    async def answer(request: Request, error: Exception) -> Response:
+        return error_response(request, refusal_of(error))
+
+    async def invalid(request: Request, error: Exception) -> Response:
+        first = error.errors()[0] if isinstance(error, RequestValidationError) else {}
+        where = ".".join(str(part) for part in first.get("loc", ())[1:])
+        problem = BadInput(f"{where}: {first.get('msg', error)}", param=where or None)
+        return error_response(request, refusal_of(problem))
+
+    async def http(request: Request, error: Exception) -> Response:
+        status = getattr(error, "status_code", 500)
+        code = {404: "not_found", 405: "method_not_allowed"}.get(status, "http_error")
+        message = {
+            404: f"there is no {request.url.path}; /docs lists what there is",
+            405: f"{request.method} is not offered at {request.url.path}",
+        }.get(status, str(getattr(error, "detail", error)))
+        return error_response(
+            request,
+            Refusal(status, code, "invalid_request_error", message),
+            dict(getattr(error, "headers", None) or {}),
+        )
+
+    for known in STATUS:
+        app.add_exception_handler(known, answer)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, http)
+
+
+def error_response(
+    request: Request, refusal: Refusal, headers: dict[str, str] | None = None
+) -> Response:
+    """The answer that tells `refusal` at this path."""
+    headers = dict(headers or {})
+    if refusal.retry_after_s is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(refusal.retry_after_s)))
+    is_v2 = request.url.path.startswith("/v2")
+    body = {"error": refusal.message} if is_v2 else v1_body(refusal)
+    return Response(orjson.dumps(body), refusal.status, headers, "application/json")
