@@ -65,8 +65,14 @@ class V2Options:
     request_timeout_ms: float
 
 
-def v2_routes(live: LiveModels, options: V2Options) -> list[BaseRoute]:
-    """Every route of the protocol; `infer` first, because requests walk the list."""
+def v2_routes(
+    live: LiveModels, options: V2Options, not_ready: Callable[[], str | None] | None = None
+) -> list[BaseRoute]:
+    """Every route of the protocol; `infer` first, because requests walk the list.
+
+    Args:
+        not_ready: why the service is not ready, None when it is; by default the models decide.
+    """
     repository = RepositoryRoutes(live, options.limits)
     models = ModelRoutes(live, options)
     infer = InferRoute(live, options)
@@ -74,7 +80,7 @@ def v2_routes(live: LiveModels, options: V2Options) -> list[BaseRoute]:
         *(Route(f"{path}/infer", infer, methods=["POST"]) for path in MODEL_PATHS),
         Route("/v2", _server(options), methods=["GET"]),
         Route("/v2/health/live", _live, methods=["GET"]),
-        Route("/v2/health/ready", _ready(live), methods=["GET"]),
+        Route("/v2/health/ready", _ready(live, not_ready), methods=["GET"]),
         Route("/v2/models/stats", models.all_statistics, methods=["GET"]),
         *(Route(f"{path}/ready", models.ready, methods=["GET"]) for path in MODEL_PATHS),
         *(Route(f"{path}/config", models.configuration, methods=["GET"]) for path in MODEL_PATHS),
@@ -248,11 +254,16 @@ async def _live(_: Request) -> Response:
     return _json({"live": True})
 
 
-def _ready(live: LiveModels) -> Callable[[Request], Awaitable[Response]]:
+def _ready(
+    live: LiveModels, not_ready: Callable[[], str | None] | None
+) -> Callable[[Request], Awaitable[Response]]:
     async def ready(_: Request) -> Response:
-        if live.ready():
+        reason = None if live.ready() else "models are being loaded"
+        if not_ready is not None:
+            reason = not_ready()
+        if reason is None:
             return _json({"ready": True})
-        return _json({"ready": False, "error": "models are being loaded"}, status=503)
+        return _json({"ready": False, "error": reason}, status=503)
 
     return ready
 
