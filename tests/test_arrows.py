@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from models.store import ModelStore
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("models", "training", "app")
 
@@ -231,10 +233,23 @@ def modules_loaded_by(statement: str) -> set[str]:
     return set(done.stdout.split())
 
 
-def test_predicting_loads_nothing_heavy() -> None:
-    if not (ROOT / "app" / "main.py").is_file():
-        pytest.skip("app/main.py is not there yet")
-    assert modules_loaded_by("import app.main").isdisjoint(HEAVY)
+FIRST_PREDICT = """
+from starlette.testclient import TestClient
+from app.main import create_app
+from app.settings import Settings
+
+settings = Settings(home={home!r}, device="cpu", threads=1)
+with TestClient(create_app(settings), "http://127.0.0.1") as client:
+    answer = client.post("/v1/models/digits/predict", files={{"file": {picture!r}}})
+    assert answer.status_code == 200, answer.text
+"""
+
+
+def test_a_first_predict_loads_nothing_heavy(store: ModelStore, digit_png: bytes) -> None:
+    home = str(store.folder.parent)
+    loaded = modules_loaded_by(FIRST_PREDICT.format(home=home, picture=digit_png))
+    assert "torch" in loaded
+    assert loaded.isdisjoint(HEAVY)
 
 
 @pytest.mark.parametrize("module", ["config", "dataset_store"])
