@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from models.download import fetch
 from models.heads import Head, last_layer
+from models.options import probability, whole_number
 from models.pairing import import_torchvision
 from models.preprocessing import (
     Color,
@@ -32,6 +33,8 @@ from models.state_dicts import read_state_dict
 PREFIX = "torchvision/"
 AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 """Second classifiers of googlenet and inception_v3, used in their training only."""
+MAX_CHANNELS = 16
+MAX_IMAGE_SIZE = 2048
 GREY_MEAN, GREY_STD = 0.449, 0.226
 """Means over the channels of ImageNet's published mean and deviation."""
 WITH_AUXILIARY = ("googlenet", "inception_v3")
@@ -64,7 +67,8 @@ def build(
         num_classes: width of the answer.
         head: other last layers than torchvision's; must end in `num_classes` outputs.
         channels: of the pictures; the first convolution is replaced where they are not three.
-        options: torchvision's own, such as `dropout` or `image_size`.
+        options: torchvision's own: `dropout`, `attention_dropout`, `stochastic_depth_prob`,
+            `image_size` (vision transformers), `transform_input` (googlenet, inception_v3).
 
     Returns:
         A network from float32 `[N, channels, H, W]` to logits float32 `[N, num_classes]`, in
@@ -75,6 +79,8 @@ def build(
     """
     models = import_torchvision("torchvision.models")
     name = name.removeprefix(PREFIX)
+    whole_number("channels", channels, 1, MAX_CHANNELS)
+    _check_options(options)
     if name.startswith(WITH_AUXILIARY):
         options = {"aux_logits": False, "init_weights": False, **options}
     with _QuickOnMeta():
@@ -221,6 +227,19 @@ class _QuickOnMeta(TorchFunctionMode):
         if func in (torch.arange, torch.tensor):
             kwargs = {"device": "cpu", **kwargs}
         return func(*args, **kwargs)
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    """A manifest may be a stranger's: only these options, and within bounds."""
+    for name, value in options.items():
+        if name in ("dropout", "attention_dropout", "stochastic_depth_prob"):
+            probability(name, value)
+        elif name == "image_size":
+            whole_number(name, value, 1, MAX_IMAGE_SIZE)
+        elif name != "transform_input":
+            raise ValueError(f"{name!r} is no option of torchvision's networks here")
+        elif not isinstance(value, bool):
+            raise ValueError(f"{name} must be true or false, not {value!r}")
 
 
 def _default_weights(name: str) -> Any:

@@ -66,12 +66,23 @@ def fit(name: str, state: Mapping[str, Tensor]) -> Fitted:
     if not _is_own(head, network):
         options["head"] = head.model_dump(mode="json")
     options["num_classes"] = head.num_classes
-    return Fitted(options, current, tuple(_notes(state, options, head)))
+    notes = tuple(_notes(state, options, head))
+    return Fitted(options, _with_batch_counts(current, _on_meta(name, options)), notes)
 
 
 def _on_meta(name: str, options: Mapping[str, Any]) -> nn.Module:
     with torch.device("meta"):
         return build(name, **options)
+
+
+def _with_batch_counts(state: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """With zeros for the counts of batches, which files from before torch 0.4.1 do not have."""
+    zeros = {
+        name: torch.zeros((), dtype=torch.int64)
+        for name in network.state_dict()
+        if name.endswith("num_batches_tracked") and name not in state
+    }
+    return {**state, **zeros}
 
 
 def _shape_options(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -7,11 +7,14 @@ behind a layer, dropout behind that (which does nothing when predicting). `Head.
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal, Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
+from models.options import refuse_giant
+
+KernelSize: TypeAlias = Annotated[int, Field(ge=1, le=64)]
 Size: TypeAlias = Annotated[int, Field(ge=1, le=1 << 24)]
 
 
@@ -42,7 +45,7 @@ class Convolution(_Layer):
     layer: Literal["convolution"] = "convolution"
     inputs: Size
     outputs: Size
-    kernel: tuple[Size, Size] = (1, 1)
+    kernel: tuple[KernelSize, KernelSize] = (1, 1)
     bias: bool = True
 
     def build(self) -> nn.Module:
@@ -126,6 +129,14 @@ class Head(_Layer):
 
     at: str = Field(min_length=1, max_length=256)
     layers: dict[str, Layer] = Field(min_length=1, max_length=64)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        linear = [one for one in self.layers.values() if isinstance(one, Linear | Convolution)]
+        if not linear:
+            raise ValueError("a head needs a linear layer or a convolution")
+        refuse_giant(sum(one.inputs * one.outputs for one in linear))
+        return self
 
     @property
     def num_classes(self) -> int:

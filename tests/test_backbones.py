@@ -57,6 +57,8 @@ def test_unknown_names_and_options_are_named_errors():
         networks.build("torchvision/resnet19", {"num_classes": 2})
     with pytest.raises(networks.BadNetworkOptions, match="colour"):
         networks.build("torchvision/resnet18", {"num_classes": 2, "colour": "red"})
+    with pytest.raises(networks.BadNetworkOptions, match="image_size must be a whole number"):
+        networks.build("torchvision/vit_b_32", {"num_classes": 2, "image_size": 1 << 30})
     head = {"at": "fc", "layers": {"": {"layer": "linear", "inputs": 512, "outputs": 3}}}
     with pytest.raises(networks.BadNetworkOptions, match="3 outputs for 2 classes"):
         networks.build("torchvision/resnet18", {"num_classes": 2, "head": head})

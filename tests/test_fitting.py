@@ -109,7 +109,10 @@ def test_channels_and_picture_size_are_read():
 
 
 def test_auxiliary_classifiers_are_left_out():
-    full = on_meta("googlenet", num_classes=6, aux_logits=True)
+    from torchvision import models
+
+    with torch.device("meta"):
+        full = models.googlenet(num_classes=6, aux_logits=True, init_weights=False)
     fitted = fit("googlenet", full.state_dict())
     assert any("auxiliary" in note for note in fitted.notes)
     rebuilt("googlenet", fitted)
@@ -118,6 +121,12 @@ def test_auxiliary_classifiers_are_left_out():
 def test_the_name_of_an_owning_object_comes_off():
     state = {f"model.{name}": t for name, t in on_meta("resnet18").state_dict().items()}
     rebuilt("resnet18", fit("resnet18", state))
+
+
+def test_files_from_before_batches_were_counted():
+    state = on_meta("resnet18").state_dict()
+    old = {name: tensor for name, tensor in state.items() if "num_batches" not in name}
+    rebuilt("resnet18", fit("resnet18", old))
 
 
 @pytest.mark.parametrize(

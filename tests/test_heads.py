@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from models.heads import Head, HeadError, last_layer, read_head
@@ -111,9 +112,25 @@ def test_a_head_for_a_part_that_is_not_there_is_refused():
     )
     with pytest.raises(HeadError, match="no part 'fc'"):
         head.put_on(Backbone())
-    missing = Head.model_validate({"at": "classifier", "layers": {"7": {"layer": "as_built"}}})
+    layers = {"1": {"layer": "linear", "inputs": 8, "outputs": 3}, "7": {"layer": "as_built"}}
+    missing = Head.model_validate({"at": "classifier", "layers": layers})
     with pytest.raises(HeadError, match="as_built"):
         missing.put_on(Backbone())
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        {},
+        {"0": {"layer": "relu"}},
+        {"0": {"layer": "linear", "inputs": 1 << 20, "outputs": 1 << 20}},
+        {"0": {"layer": "os.system"}},
+        {"0": {"layer": "dropout", "p": 2}},
+    ],
+)
+def test_a_head_out_of_bounds_is_refused(layers):
+    with pytest.raises(ValidationError):
+        Head.model_validate({"at": "classifier", "layers": layers})
 
 
 def test_last_layer():
