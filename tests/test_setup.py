@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from app.settings import Settings
+
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LOCKS = ("requirements.lock", "requirements-dev.lock", "requirements-build.lock")
@@ -129,6 +131,12 @@ def test_the_compose_file_publishes_on_loopback_only() -> None:
     assert re.findall(r"ports: (.*)", text) == ['["127.0.0.1:8000:8000"]']
     assert "read_only: true" in text
     assert "cap_drop: [ALL]" in text
+
+
+@pytest.mark.parametrize("name", ["Dockerfile", "SECURITY.md"])
+def test_every_variable_named_is_a_setting(name: str) -> None:
+    named = set(re.findall(r"PYTORCHLIB_([A-Z_]+)", (ROOT / name).read_text()))
+    assert {variable.lower() for variable in named} <= Settings.model_fields.keys()
 
 
 @pytest.mark.slow
