@@ -28,22 +28,23 @@ class Admission:
         """
         if self._turns.items.num_rows + item.num_rows > self._max_rows:
             self._refuse_full()
-        wait_s, own_s = self._expected_s(item, now)
+        turns = self._turns
         left_s = item.deadline - now
-        if wait_s > self._max_wait_s or MARGIN * (wait_s + own_s) > left_s:
-            # All that waits is too much; what has its turn before this item may be less.
-            wait_s = self._turns.home.before_s(item.key, now)
+        at_most_s = turns.home.backlog_s + max(0.0, turns.home.running_until - now)
+        own_at_most_s = turns.policy.at_most_s(item.num_rows)
+        if at_most_s > self._max_wait_s or MARGIN * (at_most_s + own_at_most_s) > left_s:
+            self._look_closely(item, left_s, now)
+
+    def _look_closely(self, item: Item, left_s: float, now: float) -> None:
+        """What waits may be too much; see what really has its turn before `item`."""
+        turns = self._turns
+        wait_s = turns.home.before_s(item.key, now)
         if wait_s > self._max_wait_s:
             self._refuse_full()
+        num_rows = turns.items.rows_before(item.key)
+        own_s = turns.policy.seconds(num_rows + item.num_rows) - turns.policy.seconds(num_rows)
         if left_s <= 0.0 or (MARGIN * (wait_s + own_s) > left_s and self._is_sure(now)):
             self._refuse_late(wait_s + own_s, left_s)
-
-    def _expected_s(self, item: Item, now: float) -> tuple[float, float]:
-        """How long all that runs and waits takes, and how much `item` adds to it."""
-        turns = self._turns
-        with_item_s = turns.policy.seconds(turns.items.num_rows + item.num_rows)
-        ahead_s = max(0.0, turns.home.running_until - now) + turns.home.backlog_s
-        return ahead_s, with_item_s - turns.backlog_s
 
     def _is_sure(self, now: float) -> bool:
         """Not when the lane idles and its times are old: letting one through renews them."""

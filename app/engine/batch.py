@@ -24,10 +24,10 @@ class Batch:
 
     __slots__ = ("compute_s", "error", "num_rows", "outputs", "parts", "size")
 
-    def __init__(self, parts: Sequence[Part], padded: Callable[[int], int]) -> None:
+    def __init__(self, parts: Sequence[Part], num_rows: int, padded: Callable[[int], int]) -> None:
         self.parts = parts
-        self.num_rows = sum(part.stop - part.start for part in parts)
-        self.size = padded(self.num_rows)
+        self.num_rows = num_rows
+        self.size = padded(num_rows)
         self.outputs: list[Outputs] = []
         self.error: Exception | None = None
         self.compute_s = 0.0
@@ -57,23 +57,26 @@ class Batch:
             if cut < part.stop:
                 second.append(Part(part.item, part.rows[here:], cut, part.stop))
             num_rows += part.stop - part.start
-        return [Batch(parts, padded) for parts in (first, second) if parts]
+        rest = self.num_rows - middle
+        halves = ((first, middle), (second, rest))
+        return [Batch(parts, num_rows, padded) for parts, num_rows in halves if parts]
 
     def _together(self) -> Tensor:
         """All rows as one tensor of `size` rows; a lone part that needs no padding as it is."""
+        if len(self.parts) == 1 and self.size == self.num_rows:
+            return self.parts[0].rows
         rows = [part.rows for part in self.parts]
         num_missing = self.size - self.num_rows
         if num_missing:
             # Real rows as padding: zeros may be slow (denormals) or NaN in some networks.
             rows.extend([rows[-1][-1:]] * num_missing)
-        return rows[0] if len(rows) == 1 else torch.cat(rows)
+        return torch.cat(rows)
 
     def _separate(self, outputs: Mapping[str, Tensor]) -> list[Outputs]:
         if not isinstance(outputs, Mapping) or not outputs:
             raise WrongOutput(f"the network answered {type(outputs).__name__}, not named tensors")
-        names = list(outputs)
-        pieces = [self._pieces(outputs[name]) for name in names]
-        return [dict(zip(names, piece, strict=True)) for piece in zip(*pieces, strict=True)]
+        pieces = [self._pieces(output) for output in outputs.values()]
+        return [dict(zip(outputs, piece, strict=True)) for piece in zip(*pieces, strict=True)]
 
     def _pieces(self, output: Tensor) -> Sequence[Tensor]:
         if output.ndim == 0 or output.shape[0] != self.size:
@@ -81,7 +84,8 @@ class Batch:
                 f"the network answered a tensor of shape {tuple(output.shape)} to {self.size} rows"
             )
         # One copy a batch, and on the computing thread: it also waits until the device is done.
-        output = output.cpu()
+        if not output.is_cpu:
+            output = output.cpu()
         if len(self.parts) == 1 and self.size == self.num_rows:
             return (output,)
         lengths = [part.stop - part.start for part in self.parts]

@@ -7,6 +7,8 @@ import torch
 
 from app.engine.batch_time import BatchSizes, BatchTime
 
+TINY_S = 0.001
+
 
 @dataclass(frozen=True, slots=True)
 class LaneOptions:
@@ -43,6 +45,31 @@ class BatchPolicy:
         self._inline_below_s = options.inline_below_ms / 1000
         if device.type != "cpu" or options.max_delay_ms:
             self._inline_below_s = 0.0
+        self._fastest_s: float | None = None
+        self._full_s = self._row_s = self._shortest_s = 0.0
+        self._num_unlearnt = 0
+
+    def learn(self, size: int, seconds: float, now: float) -> None:
+        """A batch of `size` rows, padding included, took `seconds`.
+
+        Once their time is known, only every eighth of the tiny batches is learnt from: they come
+        by the thousand, and learning costs as much as a tenth of one.
+        """
+        self._num_unlearnt += 1
+        known = self.time.num_batches >= 64 and seconds < TINY_S
+        if known and self._num_unlearnt < 8:
+            return
+        self._num_unlearnt = 0
+        self.time.add(size, seconds, now)
+        self._fastest_s = self.time.fastest_recent_s()
+        self._full_s = self.time.seconds(self.sizes.largest)
+        self._row_s = self._full_s / self.sizes.largest
+        if self._fastest_s is not None:
+            self._shortest_s = min(self._fastest_s, self.time.seconds(self.sizes.sizes[0]))
+
+    def at_most_s(self, num_rows: int) -> float:
+        """An upper bound of `seconds`, for one multiplication."""
+        return num_rows * self._row_s + self._full_s if num_rows else 0.0
 
     def seconds(self, num_rows: int) -> float:
         """How long `num_rows` rows take when nothing else runs; 0 while nothing is known."""
@@ -59,17 +86,13 @@ class BatchPolicy:
 
     def shortest_s(self, now: float) -> float:
         """Who has less than this left cannot be answered in time, however small the batch."""
-        fastest = self.time.fastest_recent_s()
-        if fastest is None or not self.time.is_trusted(now):
-            return 0.0
-        return min(fastest, self.time.seconds(self.sizes.sizes[0]))
+        return self._shortest_s if self.time.is_trusted(now) else 0.0
 
     def prefers_inline(self, is_inline: bool) -> bool:
         """Whether forwards are so short that a thread costs more; with hysteresis."""
-        fastest = self.time.fastest_recent_s()
-        if fastest is None:
+        if self._fastest_s is None:
             return is_inline
-        return fastest < (2 if is_inline else 1) * self._inline_below_s
+        return self._fastest_s < (2 if is_inline else 1) * self._inline_below_s
 
     def lower(self, largest: int) -> None:
         """Take no batches beyond `largest` any more, because they do not fit into memory."""

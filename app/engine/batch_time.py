@@ -23,6 +23,8 @@ class BatchTime:
         self.start_s = 0.0
         self.per_row_s = 0.0
         self.num_batches = 0
+        # Whether batches of different sizes were seen, so that the two above are known apart.
+        self.is_fitted = False
         self._seen: set[int] = set()
         self._recent: deque[float] = deque(maxlen=16)
         self._measured_at = float("-inf")
@@ -44,7 +46,8 @@ class BatchTime:
         self.num_batches += 1
         self._recent.append(seconds)
         self._measured_at = now
-        self._fit()
+        if self.num_batches < 16 or self.num_batches % 8 == 0:
+            self._fit()
 
     def seconds(self, num_rows: int) -> float:
         """T(num_rows); 0 while nothing is known."""
@@ -72,7 +75,9 @@ class BatchTime:
         if spread <= 1e-9 * self._weight * self._xx:
             # One size only says nothing of the others: take the time as proportional to the rows.
             self.start_s, self.per_row_s = 0.0, self._y / self._x
+            self.is_fitted = False
             return
+        self.is_fitted = True
         slope = (self._weight * self._xy - self._x * self._y) / spread
         start = (self._y - slope * self._x) / self._weight
         if slope < 0.0:
@@ -123,7 +128,7 @@ class BatchSizes:
         if num_rows >= self.largest:
             return self.largest
         below = self.at_most(num_rows)
-        if below >= num_rows:
+        if below >= num_rows or not time.is_fitted:
             return num_rows
         in_two = time.seconds(below) + time.seconds(self.padded(num_rows - below))
         return below if in_two < time.seconds(self.padded(num_rows)) else num_rows

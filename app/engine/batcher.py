@@ -117,7 +117,8 @@ class Batcher:
         lanes = list(self.lanes)
         for lane in lanes:
             lane.refuse(_draining)
-        await asyncio.gather(*(lane.drain(drain_s) for lane in lanes))
+        if not self.broken:
+            await asyncio.gather(*(lane.drain(drain_s) for lane in lanes))
         calls.fail(_draining())
         dispatch.stop()
         try:

@@ -36,7 +36,6 @@ class Call(Generic[T]):
         self.home = dispatch.threaded
         self.offered: Key | None = None
         self.ripening = False
-        self.backlog_s = 0.0
         self.expected_s = 0.0
         self.lost: BaseException | None = None
         self._key: Key = (priority, order, next(dispatch.numbers))
@@ -60,10 +59,6 @@ class Call(Generic[T]):
         self._taken = True
         self._late = self._deadline < now
         return None if self.future.done() else self
-
-    def waiting_s(self) -> float:
-        """Unknown, and counted as nothing."""
-        return 0.0
 
     def waiting_before_s(self, key: Key) -> float:
         """Unknown, and counted as nothing."""

@@ -25,7 +25,7 @@ class DeviceThread:
     def __init__(
         self,
         schedule: Schedule,
-        lock: threading.Condition,
+        lock: threading.Lock,
         loop: asyncio.AbstractEventLoop,
         *,
         num_threads: int,
@@ -36,6 +36,7 @@ class DeviceThread:
         self.running_since = 0.0
         self._schedule = schedule
         self._lock = lock
+        self._work_came = threading.Condition(lock)
         self._loop = loop
         self._num_threads = num_threads
         self._deliver = deliver
@@ -53,12 +54,12 @@ class DeviceThread:
         """Say that there is work; the caller holds the lock."""
         if self._asleep:
             self._asleep = False
-            self._lock.notify()
+            self._work_came.notify()
 
     def stop(self) -> None:
         """End after the work that runs now, whatever waits; the caller holds the lock."""
         self._stopping = True
-        self._lock.notify()
+        self._work_came.notify()
 
     def _main(self) -> None:
         died_of: BaseException | None = None
@@ -93,7 +94,7 @@ class DeviceThread:
                     self.running, self.running_since = work, now
                     return work
                 self._asleep = True
-                self._lock.wait(self._schedule.wait_s(now))
+                self._work_came.wait(self._schedule.wait_s(now))
                 self._asleep = False
         return None
 

@@ -46,7 +46,7 @@ class Dispatch:
     ) -> None:
         self.loop = loop
         self.device = device
-        self.lock = threading.Condition(threading.Lock())
+        self.lock = threading.Lock()
         self.numbers = count()
         self.threaded = Schedule()
         self.inline = Schedule()
@@ -80,8 +80,7 @@ class Dispatch:
 
     def move(self, source: Source, home: Schedule, now: float) -> None:
         """From now on `source` has its turns in `home`; by its runner, under the lock."""
-        source.home.leave(source)
-        source.home = home
+        source.home, source.offered, source.ripening = home, None, False
         home.offer(source, now)
         if home is self.threaded:
             self._thread.wake()
@@ -102,8 +101,13 @@ class Dispatch:
 
     def _run_inline(self) -> None:
         self._inline_soon = False
-        until = time.monotonic() + INLINE_BUDGET_S
-        while (work := self._next_inline()) is not None:
+        now = time.monotonic()
+        until = now + INLINE_BUDGET_S
+        while now < until and self.inline.has_waiting():
+            with self.lock:
+                work = self.inline.next(now)
+            if work is None:
+                return
             try:
                 work.run()
             except BaseException as error:
@@ -114,14 +118,6 @@ class Dispatch:
                 self.inline.running_until = 0.0
                 work.finish(now)
             self._deliver(work)
-            if now >= until:
-                break
-        if self.inline.has_waiting():
-            self._run_inline_soon()
-
-    def _next_inline(self) -> Work | None:
-        with self.lock:
-            return self.inline.next(time.monotonic())
 
     def _deliver(self, work: Work) -> None:
         work.deliver()

@@ -69,7 +69,7 @@ class Item:
         self.waiting = False
         self.next_row = 0
         self.num_answered = 0
-        self.pieces: list[tuple[int, Outputs]] = []
+        self.pieces: list[tuple[int, Outputs]] | None = None
         self.compute_s = 0.0
         self.batch_size = 0
 
@@ -119,8 +119,8 @@ class ItemQueue:
 
     def take(
         self, limit: int, padded: Callable[[int], int], too_late: float
-    ) -> tuple[list[Part], list[Item]]:
-        """Up to `limit` rows in order, and the items met on the way that are late.
+    ) -> tuple[list[Part], int, list[Item]]:
+        """Up to `limit` rows in order, how many they are, and the items met that are late.
 
         Late is who has a deadline before `too_late`; who was cancelled is passed over. A lower
         priority only rides in rows that padding (`padded(rows)`) would have filled with nothing.
@@ -133,16 +133,15 @@ class ItemQueue:
             if item.deadline < too_late:
                 self._drop_head()
                 late.append(item)
-                continue
-            if priority is not None and item.key[0] != priority:
+            elif priority is not None and item.key[0] != priority:
                 limit = min(limit, padded(num_rows))
                 priority = item.key[0]
-                continue
-            priority = item.key[0]
-            part = self._take_from(item, limit - num_rows)
-            parts.append(part)
-            num_rows += part.stop - part.start
-        return parts, late
+            else:
+                priority = item.key[0]
+                part = self._take_from(item, limit - num_rows)
+                parts.append(part)
+                num_rows += part.stop - part.start
+        return parts, num_rows, late
 
     def take_late(self, now: float) -> list[Item]:
         """Remove and return every item whose deadline has passed; looks at all that wait."""
@@ -159,15 +158,13 @@ class ItemQueue:
         return (item for _, item in self._heap if item.waiting and not item.future.done())
 
     def _take_from(self, item: Item, num_rows: int) -> Part:
-        inputs = item.inputs
-        if inputs is None:
+        rows = item.inputs
+        if rows is None:
             raise RuntimeError("an item that waits has lost its inputs")
-        start, rest = item.next_row, item.num_rows - item.next_row
-        if start == 0 and rest <= num_rows:
-            rows, stop = inputs, rest
-        else:
-            stop = start + min(rest, num_rows)
-            rows = inputs[start:stop]
+        start = item.next_row
+        stop = min(start + num_rows, item.num_rows)
+        if stop - start != item.num_rows:
+            rows = rows[start:stop]
         self.num_rows -= stop - start
         item.next_row = stop
         if stop == item.num_rows:

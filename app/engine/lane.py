@@ -108,8 +108,7 @@ class Lane:
         item = Item(inputs, future, now, deadline, priority, next(dispatch.numbers))
         with dispatch.lock:
             self._admission.admit(item, now)
-            turns.items.push(item)
-            dispatch.offer(turns, now)
+            turns.push(item, now)
         self._unanswered.add(item)
         try:
             return await future

@@ -37,7 +37,6 @@ class Source(Protocol):
     home: "Schedule"
     offered: Key | None
     ripening: bool
-    backlog_s: float
 
     def head_key(self) -> Key | None:
         """The turn it wants; None when it wants none."""
@@ -47,9 +46,6 @@ class Source(Protocol):
 
     def take(self, now: float) -> Work | None:
         """The work of this turn; None when those who waited have gone."""
-
-    def waiting_s(self) -> float:
-        """How long all that waits will take."""
 
     def waiting_before_s(self, key: Key) -> float:
         """How long what has its turn before `key` will take; looks at all that waits."""
@@ -62,6 +58,7 @@ class Schedule:
     """Earliest deadline first within a priority, over all sources; every call needs the lock."""
 
     def __init__(self) -> None:
+        # How long all that waits takes, at most; what waits keeps it up to date.
         self.backlog_s = 0.0
         self.running_until = 0.0
         # The counted number keeps two entries of one source from ever being compared further.
@@ -71,7 +68,6 @@ class Schedule:
 
     def offer(self, source: Source, now: float) -> None:
         """Give `source` the turn that its head deserves."""
-        self.recount(source)
         key = source.head_key()
         if key is None or (source.offered is not None and source.offered <= key):
             return
@@ -114,19 +110,6 @@ class Schedule:
                 seen.add(id(source))
                 yield source
 
-    def recount(self, source: Source) -> None:
-        """Bring the sum of what waits up to date with `source`."""
-        waiting_s = source.waiting_s()
-        self.backlog_s += waiting_s - source.backlog_s
-        source.backlog_s = waiting_s
-
-    def leave(self, source: Source) -> None:
-        """Forget `source`, which moves to another schedule."""
-        self.backlog_s -= source.backlog_s
-        source.backlog_s = 0.0
-        source.offered = None
-        source.ripening = False
-
     def before_s(self, key: Key, now: float) -> float:
         """Seconds until everything before `key` is done; looks at all that waits."""
         ahead_s = sum(source.waiting_before_s(key) for source in self.sources())
@@ -134,7 +117,6 @@ class Schedule:
 
     def _offer_rest(self, source: Source) -> None:
         """What is left after a turn has waited already: it never waits to fill up again."""
-        self.recount(source)
         key = source.head_key()
         if key is not None:
             self._make_ready(source, key)

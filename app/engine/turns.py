@@ -11,7 +11,7 @@ from app.engine.batch import Batch, Run, joined
 from app.engine.batch_policy import BatchPolicy, LaneOptions
 from app.engine.device_error import free_cached_memory, is_device_lost, is_out_of_memory
 from app.engine.dispatch import Dispatch
-from app.engine.item_queue import Answer, Item, ItemQueue, Outputs, Part
+from app.engine.item_queue import Answer, Item, ItemQueue, Outputs
 from app.engine.lane_statistics import LaneStatistics
 from app.engine.schedule import Key, Schedule
 from app.errors import DeadlineExceeded, DeviceLost, ForwardFailed, ServiceError, Unavailable
@@ -34,7 +34,7 @@ class Turns:
         self.home: Schedule = dispatch.threaded
         self.offered: Key | None = None
         self.ripening = False
-        self.backlog_s = 0.0
+        self._backlog_s = 0.0
         self.run: Run | None = run
         self.num_out = 0
         # Called after every turn while somebody waits for the lane to be empty.
@@ -61,6 +61,13 @@ class Turns:
         full = self.items.num_rows >= self.policy.sizes.largest
         return now if full else now + self._delay_s
 
+    def push(self, item: Item, now: float) -> None:
+        """Let `item` wait; on the event loop."""
+        self.items.push(item)
+        self._recount()
+        if self.offered is None or item.key < self.offered:
+            self._dispatch.offer(self, now)
+
     def take(self, now: float) -> "Turn | None":
         """The next batch, and those found late on the way to it."""
         run, head = self.run, self.items.head()
@@ -68,13 +75,11 @@ class Turns:
             return None
         limit = self.policy.rows_to_take(self.items.num_rows, head.deadline - now, self.is_inline)
         too_late = now + self.policy.shortest_s(now)
-        parts, late = self.items.take(limit, self.policy.sizes.padded, too_late)
+        parts, num_rows, late = self.items.take(limit, self.policy.sizes.padded, too_late)
+        self._recount()
         self.num_out += 1
-        return Turn(self, run, parts, late, now)
-
-    def waiting_s(self) -> float:
-        """How long all that waits will take."""
-        return self.policy.seconds(self.items.num_rows)
+        batches = [Batch(parts, num_rows, self.policy.sizes.padded)] if parts else []
+        return Turn(self, run, batches, late, now)
 
     def waiting_before_s(self, key: Key) -> float:
         """How long the rows before `key` will take; looks at all that waits."""
@@ -84,20 +89,27 @@ class Turns:
         """Learn from batches that ran: times, drain rate, memory, and where to run the next."""
         for batch in batches:
             if batch.error is None:
-                self.policy.time.add(batch.size, batch.compute_s, now)
+                self.policy.learn(batch.size, batch.compute_s, now)
+                continue
+            for part in batch.parts:
+                # At once, before the event loop tells them: the rest of their rows is in vain.
+                self.discard(part.item)
         self._learn_drain(sum(batch.num_rows for batch in batches), now)
         if halved:
             self.policy.lower(max(batch.size for batch in batches))
         dispatch = self._dispatch
         inline = self.policy.prefers_inline(self.is_inline)
         if inline is not self.is_inline:
+            self.home.backlog_s -= self._backlog_s
+            self._backlog_s = 0.0
             dispatch.move(self, dispatch.inline if inline else dispatch.threaded, now)
+        self._recount()
 
     def discard(self, item: Item) -> None:
         """Let a waiting item wait no more."""
         if item.waiting:
             self.items.discard(item)
-            self.home.recount(self)
+            self._recount()
 
     # On the event loop, without the lock
 
@@ -134,7 +146,7 @@ class Turns:
         """Answer all waiting items whose time is up."""
         with self._dispatch.lock:
             late = self.items.take_late(now)
-            self.home.recount(self)
+            self._recount()
         for item in late:
             self.expire_item(item)
 
@@ -157,6 +169,12 @@ class Turns:
         """Give memory that torch keeps for later back to the device."""
         free_cached_memory(self._dispatch.device)
 
+    def _recount(self) -> None:
+        """Keep the home's sum of what waits up to date with this lane."""
+        backlog_s = self.policy.at_most_s(self.items.num_rows)
+        self.home.backlog_s += backlog_s - self._backlog_s
+        self._backlog_s = backlog_s
+
     def _learn_drain(self, num_rows: int, now: float) -> None:
         """How long a row takes while others wait behind it, whatever else the device does."""
         if self._backlogged_since is not None and num_rows:
@@ -169,20 +187,22 @@ class Turn:
     """One batch on its way through the runner, and the items that were late for it."""
 
     def __init__(
-        self, turns: Turns, run: Run, parts: Sequence[Part], late: Sequence[Item], now: float
+        self, turns: Turns, run: Run, batches: list[Batch], late: Sequence[Item], now: float
     ) -> None:
-        self.batches = [Batch(parts, turns.policy.sizes.padded)] if parts else []
+        self.batches = batches
         self.halved = False
-        self.expected_s = sum(turns.policy.time.seconds(batch.size) for batch in self.batches)
+        self.expected_s = 0.0
         self.lost: BaseException | None = None
         self._turns = turns
         self._run = run
         self._late = late
         self._answers: list[tuple[Item, Outputs]] = []
         self._failed: list[tuple[Item, Exception]] = []
-        for part in parts:
-            if part.start == 0:
-                part.item.taken_at = now
+        for batch in batches:
+            self.expected_s += turns.policy.time.seconds(batch.size)
+            for part in batch.parts:
+                if part.start == 0:
+                    part.item.taken_at = now
 
     def run(self) -> None:
         """Compute; what did not fit into memory is tried once more, as two halves."""
@@ -239,13 +259,13 @@ class Turn:
             if item.num_answered == part.stop - part.start == item.num_rows:
                 self._answers.append((item, outputs))
                 continue
-            item.pieces.append((part.start, outputs))
+            item.pieces = [*(item.pieces or ()), (part.start, outputs)]
             if item.num_answered == item.num_rows:
-                self._join(item)
+                self._join(item, item.pieces)
 
-    def _join(self, item: Item) -> None:
+    def _join(self, item: Item, pieces: Sequence[tuple[int, Outputs]]) -> None:
         try:
-            self._answers.append((item, joined(item.pieces)))
+            self._answers.append((item, joined(pieces)))
         except (RuntimeError, KeyError) as error:
             # Memory that runs out, or outputs that differ from batch to batch: this item's alone.
             self._failed.append((item, error))
