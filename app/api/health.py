@@ -5,9 +5,12 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
+from app.api.schema import shown
 from app.metrics import Metrics
 
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
+
+_SERIES = 'pytorchlib_inputs_total{model="digits",outcome="answered",version="1"} 42.0\n'
 
 
 def health_routes(ready: Callable[[], str | None], metrics: Metrics) -> APIRouter:
@@ -22,11 +25,15 @@ def health_routes(ready: Callable[[], str | None], metrics: Metrics) -> APIRoute
         503: {"description": "Not ready; the body says why."}
     }
 
-    @router.get("/livez", summary="Whether the process is alive.")
+    @router.get("/livez", summary="Whether the process is alive.", responses=shown({"live": True}))
     async def livez() -> dict[str, bool]:
         return {"live": True}
 
-    @router.get("/readyz", summary="Whether requests can be answered now.", responses=not_ready)
+    @router.get(
+        "/readyz",
+        summary="Whether requests can be answered now.",
+        responses={**shown({"ready": True}), **not_ready},
+    )
     async def readyz(response: Response) -> dict[str, bool | str]:
         reason = ready()
         if reason is None:
@@ -38,7 +45,12 @@ def health_routes(ready: Callable[[], str | None], metrics: Metrics) -> APIRoute
         "/metrics",
         summary="Counts and times for Prometheus.",
         response_class=Response,
-        responses={200: {"content": {"text/plain": {}}, "description": "Prometheus' text format."}},
+        responses={
+            200: {
+                "content": {"text/plain": {"example": _SERIES}},
+                "description": "Prometheus' text format.",
+            }
+        },
     )
     async def read_metrics() -> Response:
         return Response(metrics.expose(), media_type=PROMETHEUS)

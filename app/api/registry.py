@@ -1,16 +1,50 @@
 """`GET /v1/models`: what the store holds. The list is readable by OpenAI's client as well."""
 
 import asyncio
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from fastapi import APIRouter, Path
 from pydantic import BaseModel, Field
 
-from app.api.schema import error_answers
+from app.api.schema import error_answers, shown
 from app.engine.live import LiveModels
 from models.manifest import Lineage, Manifest, NetworkSpec
 from models.preprocessing import Preprocessing
 from models.store import PRODUCTION, ModelStore
+
+_SUMMARY: Final = {
+    "id": "digits",
+    "object": "model",
+    "created": 1795396800,
+    "owned_by": "local",
+    "versions": [1, 2],
+    "aliases": {"production": 2},
+}
+_DESCRIPTION: Final = {
+    **_SUMMARY,
+    "production": {
+        "version": 2,
+        "digest": "309aaa5384dea75e44c52c7f7dc27532a1d7903fc467982d87ef1fc54c712d69",
+        "created": 1795396800,
+        "network": {
+            "name": "cnn",
+            "options": {"channels": 1, "size": 8, "num_classes": 10, "width": 16},
+        },
+        "labels": ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"],
+        "input_shape": [1, 8, 8],
+        "preprocessing": {
+            "steps": [
+                {"step": "decode"},
+                {"step": "color", "mode": "L"},
+                {"step": "resize", "size": [8, 8], "interpolation": "box"},
+                {"step": "scale", "divisor": 255.0},
+            ]
+        },
+        "metrics": {"accuracy": 0.986},
+        "lineage": {"dataset": "digits", "method": "train", "seed": 0},
+        "live": True,
+    },
+}
 
 
 class ModelSummary(BaseModel):
@@ -56,14 +90,18 @@ def registry_routes(store: ModelStore, live: LiveModels) -> APIRouter:
     """The routes that describe models."""
     router = APIRouter(prefix="/v1/models", tags=["models"])
 
-    @router.get("", summary="List all models, their versions and aliases.")
+    @router.get(
+        "",
+        summary="List all models, their versions and aliases.",
+        responses={**shown({"object": "list", "data": [_SUMMARY]}), **error_answers(400, 500, 503)},
+    )
     async def list_models() -> ModelList:
         return ModelList(data=await asyncio.to_thread(_summaries, store))
 
     @router.get(
         "/{model}",
         summary="Describe one model and the version that its bare name means.",
-        responses=error_answers(400, 404, 503),
+        responses={**shown(_DESCRIPTION), **error_answers(400, 404, 422, 500, 503)},
     )
     async def describe_model(
         model: str = Path(description="Name of the model.", examples=["digits"]),

@@ -55,6 +55,11 @@ def error_answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
+def shown(example: Any) -> dict[int | str, dict[str, Any]]:
+    """The `responses` entry of a 200 with a worked example."""
+    return {200: {"content": {"application/json": {"example": example}}}}
+
+
 def predict_entry(max_picture_bytes: int) -> dict[str, Any]:
     """The entry of `POST /v1/models/{model}/predict`."""
     picture = {"type": "string", "format": "binary"}

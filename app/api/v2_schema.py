@@ -60,6 +60,7 @@ def _server_entries() -> dict[str, dict[str, Any]]:
             "Count what every live version has done.",
             "v2_all_statistics",
             {"model_stats": [_STATISTICS]},
+            errors=(503,),
         ),
     }
 
@@ -93,7 +94,7 @@ def _repository_entries() -> dict[str, dict[str, Any]]:
             "v2_repository_index",
             [listing],
             body=({"type": "object", "properties": {"ready": {"type": "boolean"}}}, {}),
-            errors=(400, 403, 408, 413),
+            errors=(403, 408, 413, 503),
         ),
         "/v2/repository/models/{model}/load": _entry(
             "Load a model; the answer comes when it is live.",
@@ -164,7 +165,7 @@ def _entry(
                 "description": "Done.",
                 "content": {"application/json": {"example": example}},
             },
-            **{str(status): _error(status) for status in errors},
+            **{str(status): _error(status) for status in sorted({400, 500, *errors})},
         },
     }
     if body is not None:

@@ -1,0 +1,80 @@
+"""What /docs says: every route with one sentence, a worked example, and all its error answers."""
+
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+METHODS = {"get", "post", "put", "delete", "patch"}
+
+
+@pytest.fixture
+def operations(client: TestClient) -> dict[str, dict[str, Any]]:
+    paths = client.get("/openapi.json").json()["paths"]
+    return {
+        f"{method.upper()} {path}": operation
+        for path, item in paths.items()
+        for method, operation in item.items()
+        if method in METHODS
+    }
+
+
+def test_every_route_is_described(client: TestClient, operations: dict[str, Any]) -> None:
+    routes = {
+        f"{method} {route.path}"
+        for route in _routes(client.app)  # type: ignore[arg-type]
+        for method in route.methods - {"HEAD"}
+    }
+    hidden = {"GET /docs", "GET /favicon.ico", "GET /openapi.json"}
+    assert routes - hidden == operations.keys()
+
+
+def test_every_route_has_one_sentence(operations: dict[str, Any]) -> None:
+    for name, operation in operations.items():
+        summary = operation["summary"]
+        assert summary.endswith(".") and summary.count(". ") == 0, name
+        assert operation["tags"], name
+
+
+def test_every_route_has_a_worked_example(operations: dict[str, Any]) -> None:
+    for name, operation in operations.items():
+        answer = operation["responses"]["200"]
+        for content_type, content in answer.get("content", {}).items():
+            if content_type == "application/octet-stream":
+                continue
+            assert _has_example(content), f"{name} shows no example of its answer"
+
+
+def test_every_route_lists_its_errors(operations: dict[str, Any]) -> None:
+    for name, operation in operations.items():
+        statuses = {int(status) for status in operation["responses"]}
+        assert {400, 500, 503} <= statuses or name.split()[1] in SIMPLE, name
+        if "{model}" in name:
+            assert 404 in statuses, name
+        if "requestBody" in operation:
+            assert {403, 408, 413} <= statuses, name
+
+
+def test_examples_of_the_errors_have_their_shape(operations: dict[str, Any]) -> None:
+    for name, operation in operations.items():
+        for status, answer in operation["responses"].items():
+            if int(status) >= 400 and name.split()[1] not in SIMPLE:
+                assert "application/json" in answer["content"], (name, status)
+                assert answer["description"].endswith("."), (name, status)
+
+
+SIMPLE = {"/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready", "/v2"}
+
+
+def _routes(router: Any) -> list[Any]:
+    """Every route, also of included routers."""
+    found = []
+    for route in router.routes:
+        inner = getattr(route, "original_router", None) or getattr(route, "router", None)
+        found += _routes(inner) if inner is not None else []
+        found += [route] if getattr(route, "methods", None) else []
+    return found
+
+
+def _has_example(content: dict[str, Any]) -> bool:
+    return bool(content.keys() & {"example", "examples"}) or not content.get("schema")
