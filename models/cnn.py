@@ -2,6 +2,8 @@
 
 from torch import Tensor, nn
 
+from models.options import refuse_giant, whole_number
+
 
 def _stage(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(
@@ -21,10 +23,19 @@ class CNN(nn.Module):
         width: filters of the first convolution; the next two have twice and four times as many.
 
     Input float32 `[N, channels, size, size]`, output logits float32 `[N, num_classes]`.
+
+    Raises:
+        ValueError: an option is out of its bounds.
     """
 
     def __init__(self, channels: int, size: int, num_classes: int, width: int = 16) -> None:
         super().__init__()
+        whole_number("channels", channels, 1, 1024)
+        whole_number("size", size, 4, 1024)
+        whole_number("num_classes", num_classes, 1, 1 << 17)
+        whole_number("width", width, 1, 1024)
+        features = 4 * width * (size // 4) ** 2
+        refuse_giant(features * num_classes)
         self.body = nn.Sequential(
             _stage(channels, width),
             nn.MaxPool2d(2),
@@ -32,7 +43,7 @@ class CNN(nn.Module):
             nn.MaxPool2d(2),
             _stage(2 * width, 4 * width),
         )
-        self.head = nn.Linear(4 * width * (size // 4) ** 2, num_classes)
+        self.head = nn.Linear(features, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.head(self.body(x).flatten(1))

@@ -8,15 +8,19 @@ from the network asks `is_registered` first.
 
 import difflib
 import importlib
-from collections.abc import Mapping
-from importlib.metadata import entry_points
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import partial
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, cast
 
 from torch import nn
+
+from models.options import whole_number
 
 NETWORKS: Mapping[str, str] = {"mlp": "models.mlp:MLP", "cnn": "models.cnn:CNN"}
 ENTRY_POINTS = "pytorchlib.networks"
 TORCHVISION = "torchvision/"
+MAX_CLASSES = 1 << 17
 
 
 class NetworkError(Exception):
@@ -35,19 +39,19 @@ def names() -> list[str]:
     """Every registered name, ours first. Imports torchvision (seconds) for its part."""
     from models import backbones
 
-    registered = [point.name for point in entry_points(group=ENTRY_POINTS)]
-    return [*NETWORKS, *registered, *(TORCHVISION + name for name in backbones.names())]
+    return [*NETWORKS, *_registered(), *(TORCHVISION + name for name in backbones.names())]
 
 
 def is_registered(name: str) -> bool:
     """Whether `name` can be built without importing code that only its text names."""
-    if name in NETWORKS or any(point.name == name for point in entry_points(group=ENTRY_POINTS)):
-        return True
-    if not name.startswith(TORCHVISION):
-        return False
-    from models import backbones
+    if is_built_in(name):
+        return name in NETWORKS or name in names()
+    return name in _registered()
 
-    return name.removeprefix(TORCHVISION) in backbones.names()
+
+def is_built_in(name: str) -> bool:
+    """Whether `name` is one of ours or one of torchvision's; it need not exist."""
+    return name in NETWORKS or name.startswith(TORCHVISION)
 
 
 def build(name: str, options: Mapping[str, Any]) -> nn.Module:
@@ -61,38 +65,69 @@ def build(name: str, options: Mapping[str, Any]) -> nn.Module:
         UnknownNetwork: no such name; the sentence lists the nearest ones.
         BadNetworkOptions: an option is unknown, missing or out of range.
     """
-    if name.startswith(TORCHVISION):
-        from models import backbones
-
-        network_class: Any = backbones.build
-        options = {"name": name.removeprefix(TORCHVISION), **options}
-    else:
-        network_class = _class_of(name)
+    make = _maker_of(name)
     try:
-        network = network_class(**options)
-    except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
+        if "num_classes" in options:
+            whole_number("num_classes", options["num_classes"], 1, MAX_CLASSES)
+        network = make(**options)
+    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         raise BadNetworkOptions(f"network {name!r} refuses its options: {error}") from error
     if not isinstance(network, nn.Module):
         raise UnknownNetwork(f"{name!r} makes a {type(network).__name__}, not a torch.nn.Module")
     return network
 
 
-def _class_of(name: str) -> Any:
+def _maker_of(name: str) -> Callable[..., object]:
     if name in NETWORKS:
-        return _imported(NETWORKS[name])
-    for point in entry_points(group=ENTRY_POINTS):
-        if point.name == name:
-            return point.load()
+        return _class_at(NETWORKS[name])
+    if name.startswith(TORCHVISION):
+        return _backbone(name)
+    if name in (registered := _registered()):
+        return _loaded(registered[name])
     if ":" in name:
-        return _imported(name)
-    near = difflib.get_close_matches(name, names(), n=3, cutoff=0.4)
-    hint = f"; did you mean {', '.join(near)}?" if near else ""
-    raise UnknownNetwork(f"no network is called {name!r}{hint}")
+        return _class_at(name)
+    raise _unknown(name)
 
 
-def _imported(path: str) -> Any:
+def _backbone(name: str) -> Callable[..., object]:
+    from models import backbones
+
+    own_name = name.removeprefix(TORCHVISION)
+    if own_name not in backbones.names():
+        raise _unknown(name)
+    return partial(backbones.build, own_name)
+
+
+def _registered() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+
+
+def _loaded(point: EntryPoint) -> Callable[..., object]:
+    try:
+        maker = point.load()
+    except (ImportError, AttributeError) as error:
+        raise UnknownNetwork(
+            f"the network {point.name!r} is registered as {point.value} "
+            f"and cannot be imported: {error}"
+        ) from error
+    if not callable(maker):
+        raise UnknownNetwork(f"the network {point.name!r} is registered as {maker!r}, not a class")
+    return cast("Callable[..., object]", maker)
+
+
+def _class_at(path: str) -> type[nn.Module]:
+    """The class `package.module:Class`; nothing but a network's class is ever called."""
     module_name, _, class_name = path.partition(":")
     try:
-        return getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
+        found = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise UnknownNetwork(f"cannot import the network {path!r}: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise UnknownNetwork(f"{path!r} is no class of torch.nn.Module")
+    return found
+
+
+def _unknown(name: str) -> UnknownNetwork:
+    near = difflib.get_close_matches(name, names(), n=3, cutoff=0.4)
+    hint = f"; did you mean {', '.join(near)}?" if near else ""
+    return UnknownNetwork(f"no network is called {name[:80]!r}{hint}")
