@@ -32,7 +32,8 @@ def test_every_route_is_described(client: TestClient, operations: dict[str, Any]
 def test_every_route_has_one_sentence(operations: dict[str, Any]) -> None:
     for name, operation in operations.items():
         summary = operation["summary"]
-        assert summary.endswith(".") and summary.count(". ") == 0, name
+        assert summary.endswith("."), name
+        assert summary.count(". ") == 0, name
         assert operation["tags"], name
 
 
