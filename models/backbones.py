@@ -35,8 +35,6 @@ AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 """Second classifiers of googlenet and inception_v3, used in their training only."""
 MAX_CHANNELS = 16
 MAX_IMAGE_SIZE = 2048
-GREY_MEAN, GREY_STD = 0.449, 0.226
-"""Means over the channels of ImageNet's published mean and deviation."""
 WITH_AUXILIARY = ("googlenet", "inception_v3")
 _DENSE_LAYER = re.compile(r"(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..*)")
 _ENCODER_LAYER = re.compile(r"(.*encoder_layer_\d+\.mlp)\.linear_([12])\.(.*)")
@@ -83,8 +81,11 @@ def build(
     _check_options(options)
     if name.startswith(WITH_AUXILIARY):
         options = {"aux_logits": False, "init_weights": False, **options}
-    with _QuickOnMeta():
-        network: nn.Module = models.get_model(name, num_classes=num_classes, **options)
+    try:
+        with _QuickOnMeta():
+            network: nn.Module = models.get_model(name, num_classes=num_classes, **options)
+    except AssertionError as error:  # torchvision's way to refuse an option
+        raise ValueError(str(error)) from None
     if name.startswith("mnasnet"):
         _accept_unversioned_weights(network)
     if channels != 3:
@@ -111,12 +112,19 @@ def first_convolution(network: nn.Module) -> tuple[str, nn.Conv2d]:
     raise BackboneError("the network has no convolution")
 
 
-def published_preprocessing(name: str) -> Preprocessing:
-    """What torchvision publishes with the default weights of `name`, for pictures in colour.
+def published_preprocessing(name: str, file_name: str | None = None) -> Preprocessing:
+    """What torchvision publishes with its weights of `name`, for pictures in colour.
 
     Known without a download.
+
+    Args:
+        name: one of `names()`.
+        file_name: of the weights; those published under this name are meant, else the default
+            ones.
     """
-    transforms = _default_weights(name).transforms()
+    published = [_default_weights(name), *type(_default_weights(name))]
+    known = (one for one in published if one.url.rpartition("/")[2] == file_name)
+    transforms = next(known, published[0]).transforms()
     (crop,), (resize,) = transforms.crop_size, transforms.resize_size
     return picture_preprocessing(
         resize, crop, transforms.mean, transforms.std, interpolation=transforms.interpolation.value

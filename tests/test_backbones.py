@@ -83,6 +83,13 @@ def test_published_preprocessing_is_torchvisions(name, size):
     assert torch.allclose(ours, theirs, atol=1e-6)
 
 
+def test_published_preprocessing_of_an_older_file():
+    older = published_preprocessing("resnet50", "resnet50-0676ba61.pth")
+    assert [step.size for step in older.steps if step.step == "resize"] == [256]
+    other = published_preprocessing("resnet50", "best.pth")
+    assert other == published_preprocessing("resnet50")
+
+
 def test_imagenet_labels():
     labels = backbones.imagenet_labels()
     assert len(labels) == 1000

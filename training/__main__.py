@@ -1,4 +1,4 @@
-"""Commands that need no server: train, finetune, evaluate, predict, import, export.
+"""Commands that need no server: train, finetune, evaluate, predict, import, export, info.
 
 Each command reads its options, drives a function of this package and prints what comes back. torch
 is imported inside the commands, so that `--help` and the server's own commands answer at once.
@@ -6,6 +6,7 @@ is imported inside the commands, so that `--help` and the server's own commands 
 
 import typer
 
+from training import model_commands
 from training.commands import Commands
 
 commands = typer.Typer(
@@ -21,6 +22,13 @@ commands = typer.Typer(
 @commands.callback()
 def pytorchlib() -> None:
     """Train, serve, evaluate, fine-tune and promote PyTorch models."""
+
+
+commands.command("import")(model_commands.import_model)
+commands.command("export")(model_commands.export_model)
+commands.command("evaluate")(model_commands.evaluate_model)
+commands.command("predict")(model_commands.predict_model)
+commands.command("info")(model_commands.info)
 
 
 if __name__ == "__main__":

@@ -13,23 +13,19 @@ import typer.core
 OUR_PACKAGES = frozenset({"models", "training", "app"})
 """An exception class defined in one of these carries, by house rule, one sentence for a person."""
 
+HOME = Path("var")
 Home = Annotated[
     Path,
     typer.Option(
         "--home",
         envvar="PYTORCHLIB_HOME",
         help="The folder that holds models, datasets and runs.",
-        show_default="var",
     ),
 ]
 Device = Annotated[
     str, typer.Option("--device", help="Where to compute: auto, cpu, cuda or cuda:N.")
 ]
-Json = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object a line, for machines to read.")
-]
-
-HOME = Path("var")
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines to read.")]
 
 
 class Commands(typer.core.TyperGroup):

@@ -1,0 +1,119 @@
+"""A checkpoint measured on a dataset of any kind, by the names of its classes.
+
+The model's own preprocessing is used, and the dataset's classes are found among its labels, so a
+dataset may have fewer classes than the model, in any order.
+"""
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from models.manifest import Manifest
+from training.config import DataConfig
+from training.datasets import Dataset, open_dataset
+from training.evaluate import evaluate
+from training.feed import in_batches
+from training.progress import Progress
+from training.report import Report
+from training.source import Part
+
+BATCH = 64
+
+
+class ClassesUnknown(Exception):
+    """The dataset has classes that the model does not know."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What was found.
+
+    Attributes:
+        report: the figures.
+        dataset: its name.
+        part: which of its parts was measured.
+        notes: what a person should know of the dataset, such as files that were skipped.
+        sample: some of the samples, as preprocessing's `finish` takes them.
+    """
+
+    report: Report
+    dataset: str
+    part: str
+    notes: tuple[str, ...]
+    sample: Tensor
+
+
+def measure(
+    network: nn.Module,
+    manifest: Manifest,
+    config: DataConfig,
+    device: torch.device,
+    part: str | None = None,
+) -> Generator[Progress, None, Measured]:
+    """Evaluate `network` on what `config` names.
+
+    Args:
+        network: in `eval()`; moved to `device`.
+        manifest: says its preprocessing and labels.
+        config: which dataset, and how it is split where it has no parts of its own.
+        device: where to compute.
+        part: `train`, `validation` or `test`; the one that figures come from if None.
+
+    Raises:
+        ClassesUnknown: the labels do not hold one of the dataset's classes.
+        training.faults.DatasetError: the dataset cannot be used.
+        training.report.ReportError: the answers cannot be counted.
+    """
+    dataset = yield from open_dataset(config, manifest.preprocessing)
+    name = part or dataset.measured_on
+    measured = _relabelled(_part(dataset, name), dataset.classes, manifest.labels)
+    network.to(device)
+
+    def predict(inputs: Tensor) -> Tensor:
+        with torch.inference_mode():
+            logits: Tensor = network(inputs.to(device))
+        return logits.float()
+
+    finish = manifest.preprocessing.finish
+    batches = in_batches(measured, finish, BATCH, dataset.num_workers)
+    report = yield from evaluate(predict, batches, manifest.labels, len(measured))
+    return Measured(report, dataset.name, name, dataset.notes, _some(measured))
+
+
+def whole(dataset: str, **options: object) -> DataConfig:
+    """Settings under which nothing is held out of a dataset without parts: all of it is measured.
+
+    Raises:
+        training.config.ConfigError: an option is unknown or out of range.
+    """
+    return DataConfig.of(dataset=dataset, validation_fraction=0, test_fraction=0, **options)
+
+
+def _part(dataset: Dataset, name: str) -> Part:
+    if name not in dataset.parts:
+        there = ", ".join(dataset.parts)
+        raise ClassesUnknown(f"{dataset.name} has no part {name!r}; it has {there}")
+    return dataset.parts[name]
+
+
+def _relabelled(part: Part, classes: Sequence[str], labels: Sequence[str]) -> Part:
+    """The part with targets that are positions in the model's labels."""
+    known = {label: position for position, label in reversed(list(enumerate(labels)))}
+    unknown = [name for name in classes if name not in known]
+    if unknown:
+        listed = ", ".join(unknown[:10]) + (" and more" if len(unknown) > 10 else "")
+        raise ClassesUnknown(
+            f"the model has no label {listed}; its labels are {', '.join(labels[:10])}"
+            f"{' and more' if len(labels) > 10 else ''}"
+        )
+    positions = torch.tensor([known[name] for name in classes])
+    return Part(part.samples, positions[part.targets])
+
+
+def _some(part: Part, num: int = 16) -> Tensor:
+    """Samples spread over the part, `[n, *raw_shape]`."""
+    stride = max(1, len(part) // num)
+    indices = range(0, len(part), stride)[:num]
+    return torch.stack([part.samples.read(index)[0] for index in indices])

@@ -1,0 +1,361 @@
+"""The commands about models that are there: import, export, evaluate, predict, info.
+
+torch is imported inside the commands, so that `--help` answers at once.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from training.commands import HOME, Device, Home, Json
+
+if TYPE_CHECKING:
+    from models.checkpoint import Checkpoint
+    from models.store import Version
+    from training.importing import Imported
+    from training.info import Info
+    from training.measure import Measured
+    from training.report import Report
+
+MOST_CLASSES_SHOWN = 20
+
+Model = Annotated[
+    str, typer.Option("--model", "-m", help="A model: digits, digits@production or digits:3.")
+]
+Network = Annotated[
+    str,
+    typer.Option(help="What the weights are of: torchvision/resnet50, or package.module:Class."),
+]
+Weights = Annotated[
+    str,
+    typer.Option(
+        metavar="FILE",
+        help="A .pt, .pth or .safetensors file with a state_dict; or the word torchvision, for "
+        "the weights that are published there.",
+    ),
+]
+Labels = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Class names, one a line or JSON; ImageNet's are built in."),
+]
+Resize = Annotated[int | None, typer.Option(min=1, help="Pixels of the shorter side.")]
+Crop = Annotated[int | None, typer.Option(min=1, help="Pixels a side, from the centre.")]
+Mean = Annotated[
+    str | None, typer.Option(help="One number or one a channel, as 0.485,0.456,0.406.")
+]
+Std = Annotated[str | None, typer.Option(help="The same for the deviations.")]
+Channels = Annotated[int | None, typer.Option(min=1, help="1 for grey pictures, 3 for colour.")]
+Input = Annotated[
+    str | None,
+    typer.Option(
+        "--input", metavar="SHAPE", help="Numbers come in instead of pictures, as 784 or 1,28,28."
+    ),
+]
+Options = Annotated[
+    list[str] | None,
+    typer.Option("--option", metavar="NAME=VALUE", help="Of the network's class; may be repeated."),
+]
+Entry = Annotated[
+    str | None, typer.Option(help="The key that holds the weights, in a file with several.")
+]
+Check = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER", help="Labelled pictures, a folder a class; prints the accuracy on them."
+    ),
+]
+Form = Annotated[str, typer.Option("--format", help="pt or safetensors.")]
+Output = Annotated[
+    Path | None, typer.Option("--output", "-o", help="Where to; MODEL-VERSION.pt if not given.")
+]
+Data = Annotated[
+    str,
+    typer.Option(
+        "--dataset",
+        "--data",
+        help="A folder of class folders, a CSV or NPZ file, or digits, mnist, fashion-mnist, "
+        "cifar10.",
+    ),
+]
+DataRoot = Annotated[str, typer.Option(help="Where downloaded datasets lie.")]
+LabelColumn = Annotated[str, typer.Option(help="The CSV column that holds the label.")]
+Part = Annotated[
+    str | None,
+    typer.Option(help="train, validation or test; what figures come from if not given."),
+]
+Files = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Pictures to look at.")]
+TopK = Annotated[int, typer.Option("--top-k", min=1, help="How many classes to name.")]
+
+
+def import_model(
+    weights: Weights,
+    network: Network,
+    name: Annotated[str, typer.Option(help="What the model will be called.")],
+    labels: Labels = None,
+    resize: Resize = None,
+    crop: Crop = None,
+    mean: Mean = None,
+    std: Std = None,
+    channels: Channels = None,
+    input_shape: Input = None,
+    option: Options = None,
+    entry: Entry = None,
+    check: Check = None,
+    device: Device = "auto",
+    home: Home = HOME,
+) -> None:
+    """Publish a state_dict as a model: only tensors are read from the file, never code.
+
+    The number of classes and the form of the head are read from the weights. The preprocessing
+    that is assumed is printed: torchvision's published one for the network, unless the options
+    say otherwise. --check shows at once whether it is the right one.
+    """
+    shape = _numbers("--input", input_shape, int)
+    means, stds = _numbers("--mean", mean, float), _numbers("--std", std, float)
+    options = _named(option or [])
+    _make_findable(network)
+
+    from models.store import ModelStore
+    from training import importing
+    from training.assumed import PictureOptions
+
+    request = importing.ImportRequest(
+        weights=weights,
+        network=network,
+        labels=labels,
+        pictures=PictureOptions(resize, crop, means, stds, channels, shape),
+        options=options,
+        entry=entry,
+    )
+    imported = importing.read_import(request)
+    _tell_import(imported)
+    measured = _measured(imported, str(check), device) if check else None
+    store = ModelStore(home / "models")
+    version = importing.publish(imported, store, name, measured)
+    typer.echo(f"published      {version}")
+    if store.aliases(name).get("production") != version.number:
+        typer.echo(f"               {name}@production stays at {store.resolve(name)}")
+
+
+def export_model(
+    model: Model,
+    form: Form = "pt",
+    output: Output = None,
+    home: Home = HOME,
+) -> None:
+    """Write a model's weights as a file that plain torch or safetensors reads."""
+    from training.export import SUFFIXES, export, how_to_load
+
+    version, checkpoint = _loaded(home, model)
+    path = output or Path(f"{version.name}-{version.number}{SUFFIXES.get(form, '')}")
+    export(checkpoint, path, form)
+    typer.echo(f"{path}: the weights of {version}, {checkpoint.manifest.network.name}")
+    if lines := how_to_load(checkpoint, path):
+        typer.echo(lines)
+
+
+def evaluate_model(
+    model: Model,
+    dataset: Data,
+    data_root: DataRoot = "data",
+    label_column: LabelColumn = "",
+    part: Part = None,
+    device: Device = "auto",
+    as_json: Json = False,
+    home: Home = HOME,
+) -> None:
+    """Measure a model on labelled samples: accuracy, per-class figures, calibration.
+
+    A dataset with parts of its own is measured on its test part. Of the built-in ones the part is
+    taken that training holds out; of any other one, everything.
+    """
+    from training.builtin import NAMES
+    from training.config import DataConfig
+    from training.measure import whole
+
+    version, checkpoint = _loaded(home, model)
+    chosen = {"data_root": data_root, "label_column": label_column}
+    config = (
+        DataConfig.of(dataset=dataset, **chosen) if dataset in NAMES else whole(dataset, **chosen)
+    )
+    measured = _driven(checkpoint.network, checkpoint.manifest, config, device, part)
+    if as_json:
+        typer.echo(_json({"model": version.name, "version": version.number, **_facts(measured)}))
+    else:
+        typer.echo(f"{version} on the {measured.part} part of {measured.dataset}")
+        _tell_report(measured.report)
+
+
+def predict_model(
+    model: Model,
+    files: Files,
+    top_k: TopK = 3,
+    device: Device = "auto",
+    as_json: Json = False,
+    home: Home = HOME,
+) -> None:
+    """Say what is in pictures (or files of numbers), without a server."""
+    from models.device import choose_device
+    from training.predict import predict_files
+
+    version, checkpoint = _loaded(home, model)
+    faults = 0
+    for one in predict_files(checkpoint, files, choose_device(device), top_k):
+        faults += one.fault is not None
+        if as_json:
+            about = {"model": version.name, "version": version.number}
+            typer.echo(_json({**one.to_json(), **about}))
+        elif one.fault is not None:
+            typer.echo(f"{one.file}: {one.fault}", err=True)
+        else:
+            guesses = ", ".join(f"{guess.label} {guess.probability:.1%}" for guess in one.best)
+            typer.echo(f"{one.file}: {guesses}")
+    if faults:
+        raise typer.Exit(1)
+
+
+def info(as_json: Json = False) -> None:
+    """Check the installation: versions, devices, and a number computed on each."""
+    from training.info import gather
+
+    found = gather()
+    if as_json:
+        typer.echo(_json(found.to_json()))
+    else:
+        _tell_info(found)
+    if found.fault is not None:
+        typer.echo(found.fault, err=True)
+        raise typer.Exit(1)
+
+
+def _loaded(home: Path, model: str) -> "tuple[Version, Checkpoint]":
+    """A version and its network, with as many threads as this process may use."""
+    import torch
+
+    from models.checkpoint import load
+    from models.device import thread_count
+    from models.store import ModelStore
+
+    version = ModelStore(home / "models").resolve(model)
+    torch.set_num_threads(thread_count())
+    return version, load(version.folder)
+
+
+def _measured(imported: "Imported", folder: str, device: str) -> "Measured":
+    from training.measure import whole
+
+    found = _driven(imported.network, imported.manifest, whole(folder), device)
+    report = found.report
+    low, high = report.accuracy_interval
+    typer.echo(
+        f"accuracy       {report.accuracy:.1%} ({low:.1%} to {high:.1%} with 95 % confidence) "
+        f"on {report.num_samples} samples of {found.dataset}, {found.part} part"
+    )
+    for note in found.notes:
+        typer.echo(f"               {note}")
+    return found
+
+
+def _driven(
+    network: Any, manifest: Any, config: Any, device: str, part: str | None = None
+) -> "Measured":
+    from models.device import choose_device
+    from training.measure import measure
+    from training.progress import drive
+
+    return drive(measure(network, manifest, config, choose_device(device), part))
+
+
+def _tell_import(imported: "Imported") -> None:
+    from training.assumed import describe
+
+    manifest = imported.manifest
+    shown = ", ".join(manifest.labels[:5]) + (", …" if len(manifest.labels) > 5 else "")
+    typer.echo(f"network        {manifest.network.name}, {len(manifest.labels)} classes: {shown}")
+    for note in imported.notes:
+        typer.echo(f"               {note}")
+    typer.echo(f"preprocessing  {describe(manifest.preprocessing)}")
+    typer.echo("               this is assumed; --resize --crop --mean --std --channels change it")
+
+
+def _tell_report(report: "Report") -> None:
+    low, high = report.accuracy_interval
+    top = "".join(f", top {k} {share:.2%}" for k, share in report.top_k.items() if k > 1)
+    typer.echo(f"accuracy     {report.accuracy:.2%} ({low:.2%} to {high:.2%}){top}")
+    typer.echo(f"samples      {report.num_samples}")
+    typer.echo(
+        f"macro        precision {report.macro_precision:.4f}, recall {report.macro_recall:.4f}, "
+        f"F1 {report.macro_f1:.4f}"
+    )
+    typer.echo(f"log loss     {report.negative_log_likelihood:.4f}")
+    typer.echo(f"calibration  error {report.calibration_error:.4f}")
+    occurring = [one for one in report.classes if one.support]
+    if len(occurring) <= MOST_CLASSES_SHOWN:
+        width = max(len(one.label) for one in occurring)
+        typer.echo(f"{'class':{width}}  precision  recall      F1  support")
+        for one in occurring:
+            figures = f"{one.precision:9.4f}  {one.recall:6.4f}  {one.f1:6.4f}  {one.support:7}"
+            typer.echo(f"{one.label:{width}}  {figures}")
+    for pair in report.confused_pairs[:5]:
+        typer.echo(f"{pair.target} taken for {pair.predicted}: {pair.count}")
+
+
+def _tell_info(found: "Info") -> None:
+    for package, version in found.versions.items():
+        typer.echo(f"{package:12} {version}")
+    typer.echo(f"{'python':12} {found.python}, {found.system}")
+    typer.echo(f"{'cuda':12} {found.cuda or 'not in this build of torch'}")
+    typer.echo(f"{'threads':12} {found.num_threads}")
+    for one in found.devices:
+        memory = f", {one.memory_bytes / 2**30:.1f} GiB" if one.memory_bytes else ""
+        typer.echo(f"{one.device:12} {one.name}{memory}, {' and '.join(one.precisions)}")
+        typer.echo(f"{'':12} a small tensor computed there: {one.sample}")
+
+
+def _facts(measured: "Measured") -> dict[str, Any]:
+    return {
+        "dataset": measured.dataset,
+        "part": measured.part,
+        "notes": measured.notes,
+        "report": measured.report.to_json(),
+    }
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _numbers(option: str, text: str | None, kind: type[Any]) -> tuple[Any, ...] | None:
+    """`0.1,0.2` as numbers."""
+    if text is None:
+        return None
+    try:
+        return tuple(kind(one) for one in text.replace("x", ",").split(","))
+    except ValueError:
+        raise typer.BadParameter(
+            f"{option} takes numbers with commas between, not {text!r}"
+        ) from None
+
+
+def _named(options: Sequence[str]) -> dict[str, Any]:
+    """`name=value` pairs; a value is JSON where it can be read as such, else text."""
+    found: dict[str, Any] = {}
+    for text in options:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise typer.BadParameter(f"--option takes NAME=VALUE, not {text!r}")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
+
+
+def _make_findable(network: str) -> None:
+    """An operator's own class may lie in the folder where the command is run."""
+    if ":" in network and "" not in sys.path:
+        sys.path.append(str(Path.cwd()))
