@@ -6,7 +6,7 @@ INSTALL := $(BIN)/uv pip install --python $(BIN)/python
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-header $(if $(UPGRADE),--upgrade)
 
-.PHONY: help setup serve test test-slow test-gpu check format bench lock clean
+.PHONY: help setup serve test test-slow test-gpu check format bench docs lock clean
 .DEFAULT_GOAL := help
 
 help:  ## list these targets
@@ -38,6 +38,9 @@ format: setup  ## rewrite the code in the project's format
 
 bench: setup  ## the benchmarks, as ratios measured in one run
 	$(BIN)/python -m benchmarks
+
+docs: setup  ## write what the documentation repeats from the code
+	$(BIN)/python docs/generate.py
 
 lock: $(BIN)/uv  ## write the lock files from pyproject.toml; UPGRADE=1 takes the newest versions
 	$(LOCK) --output-file requirements-dev.lock --extra dev pyproject.toml

@@ -1,10 +1,11 @@
-"""Write what the documentation repeats from the code: the settings, and the README's file tree.
+"""Write what the documentation repeats from the code: the settings, the dashboard, the tree.
 
-python docs/generate.py          writes docs/settings.md and the tree in README.md
+python docs/generate.py          writes docs/settings.md, docs/grafana.json, the tree in README.md
 python docs/generate.py --check  exits with 1 where one of them is out of date
 """
 
 import ast
+import json
 import sys
 from pathlib import Path
 
@@ -58,12 +59,15 @@ def first_sentence(path: Path) -> str:
 
 def pages() -> dict[Path, str]:
     """Every file that is written here, with what it should hold."""
+    from docs.grafana import dashboard
+
     readme = ROOT / "README.md"
     text = readme.read_text()
     before, _, rest = text.partition(BEGIN)
     after = rest.partition(END)[2]
     return {
         ROOT / "docs" / "settings.md": settings_page(),
+        ROOT / "docs" / "grafana.json": json.dumps(dashboard(), indent=1) + "\n",
         readme: f"{before}{BEGIN}\n{tree()}\n{END}{after}",
     }
 
