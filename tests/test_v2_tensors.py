@@ -114,6 +114,15 @@ def test_words_elsewhere_in_the_body_do_not_matter() -> None:
     assert torch.equal(found, torch.full((100,), 0.5))
 
 
+@pytest.mark.parametrize("length", [1, 10, 100])
+@pytest.mark.parametrize("filler", ["", '"', "a", '"a'])
+def test_a_short_list_in_a_long_text_is_looked_at(length: int, filler: str) -> None:
+    data = [0.5] * (length - 1) + [True]
+    body = orjson.dumps({"a": filler * 50_000, "data": data, "b": filler * 50_000})
+    with pytest.raises(DataInvalid, match="not true or false"):
+        data_from_json("x", DATATYPES["FP32"], (length,), data, body)
+
+
 @settings(deadline=None)
 @given(
     before=st.text(max_size=300),
@@ -196,6 +205,7 @@ def test_bytes_are_read_at_any_address(datatype: str, start: int) -> None:
     wire = b"".join([to_wire(NamedTensor("x", datatype, (3, 2), tensor))])
     found = from_bytes(b"." * start + wire, datatype, 3, 2, start=start)
     assert isinstance(found, Tensor)
+    assert found.data_ptr() % found.element_size() == 0
     assert found.shape == (3, 2)
     assert found.dtype == tensor.dtype
     assert torch.equal(found.view(torch.uint8), tensor.view(torch.uint8))

@@ -333,8 +333,6 @@ def _walked(
         while start + 4 <= end and len(elements) < count:
             length = int.from_bytes(view[start : start + 4], "little")
             start += 4 + length
-            if start > end:
-                break
             elements.append(bytes(view[start - length : start]))
     if start != end or len(elements) != count:
         raise BinarySizeInvalid(
