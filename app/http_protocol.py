@@ -76,6 +76,7 @@ NEVER: Final = math.inf
 HEAD_END: Final = b"\r\n\r\n"
 STOP_GRACE_S: Final = 0.2
 MAX_KNOWN_BYTES: Final = 2048
+NUM_EXPIRED_AT_ONCE: Final = 8
 
 HEAD_TOO_SLOW = HttpRefusal(408, "header_too_slow", "The header took too long to arrive.")
 BODY_TOO_SLOW = HttpRefusal(408, "body_too_slow", "The body took too long to arrive.")
@@ -111,9 +112,16 @@ class Watch:
         elapsed = loop.time() - self._loop_time
         self._loop_time += elapsed
         # Time in which the loop itself stood still is not the clients' fault.
-        self.now += min(elapsed, 2 * self._tick_s)
-        for connection in [each for each in self._connections if each.deadline <= self.now]:
-            connection.expire()
+        self.now += min(elapsed, 4 * self._tick_s)
+        self._expire([each for each in self._connections if each.deadline <= self.now], loop)
+
+    def _expire(self, due: list["GuardedConnection"], loop: asyncio.AbstractEventLoop) -> None:
+        """End the connections in `due`, a few at a time: a thousand would hold requests up."""
+        if len(due) > NUM_EXPIRED_AT_ONCE:
+            loop.call_later(0.001, self._expire, due[NUM_EXPIRED_AT_ONCE:], loop)
+        for connection in due[:NUM_EXPIRED_AT_ONCE]:
+            if connection.deadline <= self.now:
+                connection.expire()
 
 
 class GuardedHttp:
@@ -177,7 +185,6 @@ class GuardedConnection(asyncio.Protocol):
         self._left = 0
         self._body_since = 0.0
         self._body_received = 0
-        self._body_paused = False
         self._expects_100 = False
 
     def _feed(self, data: bytes) -> None:
@@ -348,14 +355,10 @@ class GuardedConnection(asyncio.Protocol):
     def _restart_body_clock(self) -> None:
         self._body_since = self._watch.now
         self._body_received = 0
-        self._body_paused = False
 
     def _extend_body_deadline(self, num_bytes: int) -> None:
         """Allow the longest pause from now, and the least rate since the start."""
-        if self._body_paused:  # the sender waited for us
-            self._restart_body_clock()
         self._body_received += num_bytes
-        self._body_paused = self.flow.read_paused
         limits = self._limits
         allowed_s = limits.body_grace_s + self._body_received / limits.min_body_bytes_per_s
         self.deadline = min(self._watch.now + limits.body_idle_s, self._body_since + allowed_s)

@@ -89,9 +89,8 @@ class HttpServer(Server):
 
     def drain(self) -> None:
         """Begin a graceful stop, unless one has begun. Call it on the loop."""
-        if self._draining:
+        if not self._begin_stop():
             return
-        self._begin_stop()
         if self.started:
             log.info("Draining: new requests are served for %g s more", self._drain_s)
             asyncio.get_running_loop().call_later(self._drain_s, self._close)
@@ -106,14 +105,16 @@ class HttpServer(Server):
         self._begin_stop()
         self._close()
 
-    def _begin_stop(self) -> None:
+    def _begin_stop(self) -> bool:
+        """Tell clients and the application; return whether they did not know before."""
         if self._draining:
-            return
+            return False
         self._draining = True
         # Read again by every tick, and by every answer: clients go elsewhere by themselves.
         self.config.encoded_headers.append(CLOSE)
         self.server_state.default_headers = [*self.server_state.default_headers, CLOSE]
         self._on_drain()
+        return True
 
     def _close(self) -> None:
         self.should_exit = True
