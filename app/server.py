@@ -197,9 +197,11 @@ def serve(
     )
     try:
         server.run(sockets=listeners)
-    except SystemExit:  # uvicorn's word for: the application's start-up failed, and was logged
+    except SystemExit:  # uvicorn's way to end when the application's start-up failed
         return STARTUP_FAILED
     finally:
         for listener in listeners:
             listener.close()
+    if not server.started:  # the same, with older versions of uvicorn
+        return STARTUP_FAILED
     return FORCED if server.force_exit else 0
