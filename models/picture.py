@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from models.picture_header import PictureHeader, read_header
+
 FORMATS = ("JPEG", "PNG", "WEBP")
 _ORIENTATION_TAG = 0x0112
 _TRANSPOSE = {
@@ -54,11 +56,20 @@ class PictureTooLarge(PictureError):
 
 @dataclass(frozen=True, slots=True)
 class PictureLimits:
-    """Bounds that hold before a picture's memory is taken."""
+    """Bounds that hold before a picture's memory and time are taken.
+
+    Attributes:
+        max_bytes: of the encoded picture.
+        max_pixels, max_side: of the decoded one.
+        max_memory_bytes: at the peak of decoding, estimated from the format and the size.
+        max_pixel_visits: pixels times scans, for progressive JPEGs.
+    """
 
     max_bytes: int = 10 * 1024 * 1024
     max_pixels: int = 25_000_000
     max_side: int = 8192
+    max_memory_bytes: int = 240 * 1024 * 1024
+    max_pixel_visits: int = 500_000_000
 
 
 def picture_format(data: bytes) -> str:
@@ -83,58 +94,76 @@ def open_picture(data: bytes, limits: PictureLimits) -> Image.Image:
     """Decode the bytes of one picture.
 
     Returns:
-        A loaded Pillow image in the mode that the file has.
+        A loaded Pillow image in the mode that the file has; of its metadata only the EXIF
+        orientation is there.
 
     Raises:
-        PictureTooLarge: over a limit; known from the header, before the pixels are decoded.
+        PictureTooLarge: over a limit; known before the pixels are decoded.
         PictureUnsupported: not a JPEG, PNG or WebP, or animated.
         PictureUnreadable: truncated or damaged.
     """
-    image = _open_header(data, limits)
+    kind, header = _checked_header(data, limits)
     try:
+        image = Image.open(io.BytesIO(header.essence(data)), formats=[kind])
+        if image.size != (header.width, header.height):
+            raise PictureUnreadable(f"the {kind} picture says two sizes of itself")
         image.load()
-    except _PARSER_ERRORS as error:
-        raise PictureUnreadable(f"the {image.format} picture is damaged: {error}") from None
-    return image
-
-
-def size_of(data: bytes, limits: PictureLimits) -> tuple[int, int]:
-    """Width and height from the header alone; raises as `open_picture` does."""
-    return _open_header(data, limits).size
-
-
-def _open_header(data: bytes, limits: PictureLimits) -> Image.Image:
-    if len(data) > limits.max_bytes:
-        raise PictureTooLarge(
-            f"the picture has {len(data)} bytes; the limit is {limits.max_bytes} bytes"
-        )
-    kind = picture_format(data)
-    try:
-        image = Image.open(io.BytesIO(data), formats=[kind])
-        _check_header(image, limits)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise PictureTooLarge(f"the picture is larger than the limit: {error}") from None
     except UnidentifiedImageError:
         raise PictureUnreadable(
             f"the picture begins as a {kind}, but its header is damaged"
         ) from None
     except _PARSER_ERRORS as error:
         raise PictureUnreadable(f"the {kind} picture is damaged: {error}") from None
+    for metadata in ("exif", "xmp"):  # where a WebP brought them along: what they say is known
+        image.info.pop(metadata, None)
+    if header.orientation != 1:
+        image.getexif()[_ORIENTATION_TAG] = header.orientation
     return image
 
 
-def _check_header(image: Image.Image, limits: PictureLimits) -> None:
-    width, height = image.size
-    if width < 1 or height < 1:
+def size_of(data: bytes, limits: PictureLimits) -> tuple[int, int]:
+    """Width and height from the header alone; raises as `open_picture` does."""
+    _, header = _checked_header(data, limits)
+    return header.width, header.height
+
+
+def _checked_header(data: bytes, limits: PictureLimits) -> tuple[str, PictureHeader]:
+    if len(data) > limits.max_bytes:
+        raise PictureTooLarge(
+            f"the picture has {len(data)} bytes; the limit is {limits.max_bytes} bytes"
+        )
+    kind = picture_format(data)
+    try:
+        header = read_header(kind, data)
+    except _PARSER_ERRORS as error:
+        raise PictureUnreadable(f"the header of the {kind} picture is damaged: {error}") from None
+    _check_size(header, limits)
+    if header.animated:
+        raise PictureUnsupported("the picture is animated; send one frame as a picture of its own")
+    return kind, header
+
+
+def _check_size(header: PictureHeader, limits: PictureLimits) -> None:
+    width, height = header.width, header.height
+    pixels = width * height
+    if pixels < 1:
         raise PictureUnreadable(f"the picture is {width}x{height} pixels; it has no content")
-    if max(width, height) > limits.max_side or width * height > limits.max_pixels:
+    if max(width, height) > limits.max_side or pixels > limits.max_pixels:
         raise PictureTooLarge(
             f"the picture is {width}x{height} pixels; the limits are {limits.max_side} pixels "
             f"a side and {limits.max_pixels} pixels in all"
         )
-    # Phones put a second JPEG (a depth map, a preview) behind the first; that is no animation.
-    if image.format in ("PNG", "WEBP") and getattr(image, "n_frames", 1) > 1:
-        raise PictureUnsupported("the picture is animated; send one frame as a picture of its own")
+    memory_bytes = pixels * header.bytes_per_pixel
+    if memory_bytes > limits.max_memory_bytes:
+        raise PictureTooLarge(
+            f"the picture of {width}x{height} pixels takes {memory_bytes} bytes to decode from its "
+            f"format; the limit is {limits.max_memory_bytes} bytes"
+        )
+    if pixels * header.num_scans > limits.max_pixel_visits:
+        raise PictureTooLarge(
+            f"the picture has {header.num_scans} scans of {width}x{height} pixels; "
+            f"the limit is {limits.max_pixel_visits} pixels over all scans"
+        )
 
 
 def oriented(image: Image.Image) -> Image.Image:
@@ -158,10 +187,11 @@ def to_mode(image: Image.Image, mode: str) -> Image.Image:
         image = image.convert("RGBA" if "transparency" in image.info else "RGB")
     elif image.mode == "CMYK":
         image = image.convert("RGB")
-    return image.convert(mode)
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
     """Pillow clips 16-bit grey at 255 when it converts; the upper byte is the picture."""
-    pixels = np.asarray(image).astype(np.uint32)
-    return Image.fromarray((pixels >> 8).clip(0, 255).astype(np.uint8))
+    pixels = np.asarray(image)
+    pixels = pixels >> 8  # of 32 bits too, where Pillow keeps 16-bit pictures in them
+    return Image.fromarray(pixels.clip(0, 255, out=pixels).astype(np.uint8))

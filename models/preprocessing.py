@@ -6,6 +6,7 @@ batches and end in float32. Training, evaluation and serving all call the two fu
 the same picture is the same tensor everywhere.
 """
 
+import math
 from typing import Annotated, Any, Literal, Self, TypeAlias, TypeVar
 
 import numpy as np
@@ -93,7 +94,11 @@ Step: TypeAlias = Annotated[
     Field(discriminator="step"),
 ]
 
+MAX_ELEMENTS = 1 << 25
+"""Numbers in one input: 128 MiB in fp32, a picture of 3344 x 3344 pixels in colour."""
+
 _ORDER = ("decode", "tensor", "orient", "color", "resize", "crop", "scale", "normalize", "flatten")
+_FIRST = frozenset({"decode", "tensor"})
 _PICTURE_STEPS = frozenset({"orient", "color", "resize", "crop"})
 
 
@@ -110,13 +115,15 @@ class Preprocessing(BaseModel):
         if positions != sorted(set(positions)):
             raise ValueError(f"steps must follow the order {', '.join(_ORDER)}, each at most once")
         first = self.steps[0].step
-        if first not in ("decode", "tensor"):
-            raise ValueError("the first step must be decode or tensor")
+        if first not in _FIRST or any(step.step in _FIRST for step in self.steps[1:]):
+            raise ValueError("the first step must be decode or tensor, and no other may be")
         if first == "tensor" and any(step.step in _PICTURE_STEPS for step in self.steps):
             raise ValueError("picture steps need decode as the first step")
         if first == "decode":
             self._check_picture()
         self._check_normalize()
+        if math.prod(self.raw_shape) > MAX_ELEMENTS:
+            raise ValueError(f"an input of {list(self.raw_shape)} has over {MAX_ELEMENTS} numbers")
         return self
 
     def _check_picture(self) -> None:
@@ -155,7 +162,7 @@ class Preprocessing(BaseModel):
     def input_shape(self) -> tuple[int, ...]:
         """Shape without batch of the float32 tensor that the network takes."""
         shape = self.raw_shape
-        return (int(np.prod(shape)),) if self._find(Flatten) else shape
+        return (math.prod(shape),) if self._find(Flatten) else shape
 
     def picture(self, source: bytes | Image.Image, limits: PictureLimits | None = None) -> Tensor:
         """One picture through the Pillow steps.
@@ -251,10 +258,14 @@ def _by_shorter_side(size: tuple[int, int], shorter: int) -> tuple[int, int]:
 
 
 def _cropped(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """From the centre, with torchvision's rounding; outside the picture is black."""
+    """From the centre, as torchvision's `CenterCrop`; outside the picture is black."""
     height, width = size
     if image.size == (width, height):
         return image
-    left = round((image.width - width) / 2.0)
-    top = round((image.height - height) / 2.0)
+    left, top = _centred(image.width, width), _centred(image.height, height)
     return image.crop((left, top, left + width, top + height))
+
+
+def _centred(side: int, wanted: int) -> int:
+    """Where the crop begins; torchvision rounds otherwise where it has to add pixels."""
+    return round((side - wanted) / 2.0) if side >= wanted else -((wanted - side) // 2)
