@@ -234,6 +234,14 @@ def test_the_content_type_is_ignored(client: TestClient) -> None:
         assert answer.status_code == 200
 
 
+def test_a_large_body_is_parsed_as_a_small_one_is(client: TestClient) -> None:
+    body = orjson.dumps({"inputs": [ZEROS]}) + b" " * 2_000_000
+    answer = client.post(INFER, content=body)
+    assert answer.json()["outputs"][0]["shape"] == [1, 10]
+    assert "not JSON" in error_of(client.post(INFER, content=body + b"x"), 400)
+    assert "send tensors as binary" in error_of(client.post(INFER, content=b" " * 9_000_000), 413)
+
+
 def test_a_request_whose_time_is_up_is_refused(client: TestClient) -> None:
     late = {"inputs": [ZEROS], "parameters": {"timeout": 1}}
     assert client.post(INFER, json=late).status_code == 504

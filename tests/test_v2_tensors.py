@@ -49,7 +49,7 @@ def from_text(text: str, datatype: str, *shape: int) -> Data:
 
 def from_bytes(body: bytes, datatype: str, *shape: int, start: int = 0) -> Data:
     row = DATATYPES[datatype]
-    return data_from_bytes("x", row, shape, bytearray(body), start, len(body) - start, LIMITS)
+    return data_from_bytes("x", row, shape, bytearray(body), start, len(body) - start)
 
 
 def numbers(datatype: str, shape: tuple[int, ...]) -> Tensor:
@@ -190,12 +190,12 @@ def test_an_unknown_datatype_is_refused(name: object) -> None:
 )
 def test_a_shape_that_is_none_is_refused(shape: object) -> None:
     with pytest.raises(ShapeInvalid):
-        checked_shape("x", shape, LIMITS)
+        checked_shape("x", DATATYPES["FP32"], shape, LIMITS)
 
 
 def test_elements_are_counted_before_anything_is_built() -> None:
     with pytest.raises(TooManyElements, match="100000000000000000000 elements"):
-        checked_shape("x", [10**10, 10**10], LIMITS)
+        checked_shape("x", DATATYPES["FP32"], [10**10, 10**10], LIMITS)
 
 
 @pytest.mark.parametrize("start", [0, 1, 2, 3, 4, 8])
@@ -213,7 +213,7 @@ def test_bytes_are_read_at_any_address(datatype: str, start: int) -> None:
 
 def test_bytes_are_viewed_not_copied() -> None:
     body = bytearray(np.arange(6, dtype=np.float32).tobytes())
-    found = data_from_bytes("x", DATATYPES["FP32"], (2, 3), body, 0, 24, LIMITS)
+    found = data_from_bytes("x", DATATYPES["FP32"], (2, 3), body, 0, 24)
     body[0:4] = np.float32(9).tobytes()
     assert isinstance(found, Tensor)
     assert found[0, 0] == 9
@@ -253,9 +253,10 @@ def test_bytes_elements_that_do_not_add_up_are_refused(body: bytes) -> None:
         from_bytes(body, "BYTES", 2)
 
 
-def test_bytes_elements_are_bounded() -> None:
-    with pytest.raises(TooManyElements, match="limit of 1024"):
-        from_bytes(bytes(4 * 1025), "BYTES", 1025)
+def test_bytes_elements_are_bounded_as_items_are() -> None:
+    assert checked_shape("x", DATATYPES["BYTES"], [1024, 1], LIMITS) == (1024, 1)
+    with pytest.raises(TooManyElements, match="limit is 1024"):
+        checked_shape("x", DATATYPES["BYTES"], [1025], LIMITS)
 
 
 @pytest.mark.parametrize("datatype", list(DATATYPES))
@@ -329,8 +330,6 @@ def test_any_bytes_are_a_tensor_or_a_named_error(
 ) -> None:
     start = min(start, len(body))
     try:
-        data_from_bytes(
-            "x", datatype, tuple(shape), bytearray(body), start, len(body) - start, LIMITS
-        )
+        data_from_bytes("x", datatype, tuple(shape), bytearray(body), start, len(body) - start)
     except V2Error:
         return

@@ -196,11 +196,9 @@ def _header_length(header: bytes, body_length: int) -> int:
 
 def _raw_request(body: bytes | bytearray, spec: TensorSpec, limits: Limits) -> InferRequest:
     """The body is one item of the model's first input, and every output comes back binary."""
-    shape, _ = checked_shape(spec.name, [1, *spec.shape], limits)
-    writable = _writable(body)
-    data = data_from_bytes(
-        spec.name, datatype_named(spec.datatype), shape, writable, 0, len(body), limits
-    )
+    datatype = datatype_named(spec.datatype)
+    shape = checked_shape(spec.name, datatype, [1, *spec.shape], limits)
+    data = data_from_bytes(spec.name, datatype, shape, _writable(body), 0, len(body))
     tensor = NamedTensor(spec.name, spec.datatype, shape, data)
     return InferRequest(None, [tensor], None, True, 0, 0)
 
@@ -236,7 +234,7 @@ class _InputReader:
         name = _name(entry, "an input")
         parameters = parameters_of(entry)
         datatype = datatype_named(entry.get("datatype"))
-        shape, _ = checked_shape(name, entry.get("shape"), self._limits)
+        shape = checked_shape(name, datatype, entry.get("shape"), self._limits)
         if _is_binary(name, entry, parameters):
             size = whole_number(parameters, "binary_data_size")
             data = self._cut(name, datatype, shape, size)
@@ -259,7 +257,7 @@ class _InputReader:
                 f"input {shown(name)} claims {size} bytes of binary data, "
                 f"{self._end - start} are left in the body"
             )
-        return data_from_bytes(name, datatype, shape, self._body, start, size, self._limits)
+        return data_from_bytes(name, datatype, shape, self._body, start, size)
 
 
 def _is_binary(name: str, entry: dict[str, Any], parameters: dict[str, Any]) -> bool:

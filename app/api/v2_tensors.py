@@ -117,23 +117,23 @@ def datatype_named(name: object) -> Datatype:
     return row
 
 
-def checked_shape(name: str, shape: object, limits: Limits) -> tuple[tuple[int, ...], int]:
-    """`shape` as sizes, and the number of elements it describes.
+def checked_shape(name: str, datatype: Datatype, shape: object, limits: Limits) -> tuple[int, ...]:
+    """`shape` as sizes, few enough of them and small enough.
 
     Raises:
         ShapeInvalid: not a list of whole numbers from 0, or more than 16 of them.
-        TooManyElements: the product is over `limits.max_elements`.
+        TooManyElements: the product is over `limits.max_elements`, or over `limits.max_items` for
+            BYTES, whose elements are objects of their own.
     """
     if type(shape) is not list or not 1 <= len(shape) <= MAX_RANK:
         raise ShapeInvalid(f"shape of input {shown(name)} must be a list of 1 to {MAX_RANK} sizes")
     if set(map(type, shape)) != {int} or min(shape) < 0:
         raise ShapeInvalid(f"shape of input {shown(name)} must hold whole numbers from 0")
     count = math.prod(shape)
-    if count > limits.max_elements:
-        raise TooManyElements(
-            f"input {shown(name)} has {count} elements, over the limit of {limits.max_elements}"
-        )
-    return tuple(shape), count
+    most = limits.max_elements if datatype.num_bytes else limits.max_items
+    if count > most:
+        raise TooManyElements(f"input {shown(name)} has {count} elements; the limit is {most}")
+    return tuple(shape)
 
 
 def may_hold_words(text: bytes | bytearray, num_elements: int) -> bool:
@@ -199,7 +199,6 @@ def data_from_bytes(
     body: bytearray,
     start: int,
     num_bytes: int,
-    limits: Limits,
 ) -> Data:
     """The elements that lie in `body[start : start + num_bytes]`, viewed in place.
 
@@ -211,11 +210,10 @@ def data_from_bytes(
         BinarySizeInvalid: `num_bytes` is not what the shape needs, or the lengths of BYTES
             elements do not add up to it.
         DataInvalid: a BOOL that is neither 0 nor 1.
-        TooManyElements: more BYTES elements than `limits.max_items`.
     """
     count = math.prod(shape)
     if datatype.dtype is None:
-        return _walked(name, body, start, num_bytes, count, limits)
+        return _walked(name, body, start, num_bytes, count)
     if num_bytes != count * datatype.num_bytes:
         raise BinarySizeInvalid(
             f"input {shown(name)} of shape {list(shape)} and datatype {datatype.name} needs "
@@ -306,7 +304,8 @@ def _packed(name: str, datatype: Datatype, flat: list[Any], text: bytes | bytear
 
 def _misfit(name: str, datatype: Datatype, flat: list[Any]) -> DataInvalid:
     """The sentence for a list that could not be packed."""
-    strange = [word for kind, word in JSON_WORDS.items() if kind in set(map(type, flat))]
+    kinds = set(map(type, flat))
+    strange = [word for kind, word in JSON_WORDS.items() if kind in kinds]
     if strange:
         found = " and ".join(strange)
         return DataInvalid(f"input {shown(name)} takes numbers ({datatype.name}), not {found}")
@@ -319,14 +318,8 @@ def _encoded(name: str, flat: list[Any]) -> list[bytes]:
     return [element.encode() for element in flat]
 
 
-def _walked(
-    name: str, body: bytearray, start: int, num_bytes: int, count: int, limits: Limits
-) -> list[bytes]:
+def _walked(name: str, body: bytearray, start: int, num_bytes: int, count: int) -> list[bytes]:
     """BYTES elements: each a little-endian uint32 length and that many bytes."""
-    if count > limits.max_items:
-        raise TooManyElements(
-            f"BYTES input {shown(name)} has {count} elements, over the limit of {limits.max_items}"
-        )
     end = start + num_bytes
     elements: list[bytes] = []
     with memoryview(body) as view:
