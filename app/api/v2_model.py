@@ -50,7 +50,7 @@ async def batch_of(
     spec, tensor = _matched(predictor, inputs)
     num_items = _num_items(spec, tensor, limits)
     if isinstance(tensor.data, Tensor):
-        return tensor.data.to(torch.float32)
+        return tensor.data if tensor.datatype == "FP32" else tensor.data.to(torch.float32)
     if num_items == 0:
         return torch.empty((0, *predictor.inputs[0].shape))
     return await predictor.decode(tensor.data, deadline)
@@ -60,10 +60,9 @@ def outputs_of(predictor: Predictor, prediction: Prediction | None) -> dict[str,
     """Every output by name; without a prediction, those of an empty batch."""
     outputs = {}
     for spec in predictor.outputs:
-        data = torch.empty((0, *spec.shape))
-        if prediction is not None:
-            data = getattr(prediction, spec.name)
-        outputs[spec.name] = NamedTensor(spec.name, spec.datatype, tuple(data.shape), data)
+        name, shape = spec.name, spec.shape
+        data = torch.empty((0, *shape)) if prediction is None else getattr(prediction, name)
+        outputs[name] = NamedTensor(name, spec.datatype, (len(data), *shape), data)
     return outputs
 
 
