@@ -122,9 +122,10 @@ def published_preprocessing(name: str, file_name: str | None = None) -> Preproce
         file_name: of the weights; those published under this name are meant, else the default
             ones.
     """
-    published = [_default_weights(name), *type(_default_weights(name))]
-    known = (one for one in published if one.url.rpartition("/")[2] == file_name)
-    transforms = next(known, published[0]).transforms()
+    default = _default_weights(name)
+    every: Any = type(default)
+    known = (one for one in every if one.url.rpartition("/")[2] == file_name)
+    transforms = next(known, default).transforms()
     (crop,), (resize,) = transforms.crop_size, transforms.resize_size
     return picture_preprocessing(
         resize, crop, transforms.mean, transforms.std, interpolation=transforms.interpolation.value

@@ -4,8 +4,9 @@ What the file shows (classes, head, channels) is read from it; what it cannot sh
 labels) is taken from torchvision or from the person, and said in words.
 """
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from training.state import environment
 
 PUBLISHED = "torchvision"
 """Instead of a file: the weights that torchvision publishes for the network."""
+METHOD = "import"
 NUM_GOLDEN = 2
 _FORWARD_ERRORS = (RuntimeError, ValueError, TypeError, IndexError, AssertionError, AttributeError)
 """What a network raises that is given inputs of a shape that it does not take."""
@@ -96,6 +98,21 @@ def read_import(request: ImportRequest) -> Imported:
     network = network_with(manifest, state)
     _try(network, manifest)
     return Imported(network, manifest, draft.notes)
+
+
+def find_import(store: ModelStore, name: str, request: ImportRequest) -> Version | None:
+    """The version of `name` that the very same request made before; None where there is none.
+
+    Reads the file once, for its hash, and imports nothing slow: a server that is started again
+    with the same file is ready at once.
+    """
+    asked = _lineage(request).options
+    for number in reversed(store.versions(name)):
+        version = store.version(name, number)
+        lineage = version.manifest().lineage
+        if lineage.method == METHOD and lineage.options == asked:
+            return version
+    return None
 
 
 def publish(
@@ -233,7 +250,28 @@ def _try(network: nn.Module, manifest: Manifest) -> None:
 
 
 def _lineage(request: ImportRequest) -> Lineage:
-    origin: dict[str, Any] = {"weights": Path(request.weights).name}
-    if request.weights != PUBLISHED:
-        origin["sha256"] = sha256_of(Path(request.weights))
-    return Lineage(method="import", options=origin, environment=environment())
+    """Where the weights come from, and everything that was asked."""
+    is_file = request.weights != PUBLISHED
+    asked: dict[str, Any] = {
+        "weights": Path(request.weights).name,
+        "sha256": _sha256(Path(request.weights)) if is_file else None,
+        "network": request.network,
+        "labels_sha256": _sha256(request.labels) if request.labels else None,
+        "pictures": _plain(asdict(request.pictures)),
+        "options": _plain(request.options),
+        "entry": request.entry,
+    }
+    return Lineage(method=METHOD, options=asked, environment=environment())
+
+
+def _sha256(path: Path) -> str | None:
+    """Of a file; None where it cannot be read, which its reader explains."""
+    try:
+        return sha256_of(path)
+    except OSError:
+        return None
+
+
+def _plain(values: Any) -> Any:
+    """As the values come back from JSON."""
+    return json.loads(json.dumps(values))
