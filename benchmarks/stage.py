@@ -1,0 +1,193 @@
+"""Systems that are started once and take turns: one runs, the others are frozen.
+
+A stage makes the cells of a benchmark. Measuring a cell thaws its system, warms it up, puts load
+on it, reads what its processes used, and freezes it again.
+"""
+
+import contextlib
+import http.client
+import json
+import math
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.load import as_sample, closed_loop, open_loop
+from benchmarks.open_loop import Plan
+from benchmarks.payload import Payload
+from benchmarks.rounds import Cell, Sample
+from benchmarks.system import HOST, Launch, System, SystemFailed
+
+ASK_DEADLINE_S = 120.0
+SERVER_FAULTS = ("num_503", "num_504", "num_other_5xx")
+LOST = ("num_resets", "num_timeouts", "num_unconnected", "num_unreadable", "num_other_4xx")
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Which processors the systems may use, and which the load generator."""
+
+    server: Sequence[int]
+    client: Sequence[int]
+
+    def sentence(self) -> str:
+        """For the method."""
+        return f"systems on cores {list(self.server)}, load generator on {list(self.client)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds of one measurement: warming up, a closed loop, an open loop."""
+
+    warm_up_s: float
+    closed_s: float
+    open_s: float
+
+
+class Stage:
+    """Use it as a context: at its end every system is stopped.
+
+    Args:
+        layout: for all systems on it.
+        timing: of all cells.
+        folder: for logs and bodies.
+        tell: called with one line when a system is up.
+    """
+
+    def __init__(
+        self, layout: Layout, timing: Timing, folder: Path, tell: Callable[[str], None]
+    ) -> None:
+        self.layout, self.timing, self.folder = layout, timing, folder
+        self._tell = tell
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> "Stage":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def start(self, launch: Launch) -> System:
+        """Start a system, wait until it is ready, and freeze it.
+
+        Raises:
+            SystemFailed: it ended, or was not ready in time.
+        """
+        log = self.folder / f"{launch.name.replace(' ', '-')}.log"
+        system = self._stack.enter_context(System(launch, self.layout.server, log))
+        system.freeze()
+        self._tell(f"{launch.name} is up")
+        return system
+
+    def ask(self, system: System, payload: Payload) -> bytes:
+        """The body of one answer.
+
+        Raises:
+            SystemFailed: the answer is not 200.
+        """
+        with running(system):
+            return post(system, payload)
+
+    def closed(self, name: str, system: System, payload: Payload, connections: int) -> Cell:
+        """A closed loop of so many connections."""
+
+        def load(seconds: float) -> Sample:
+            cores = self.layout.client
+            figures = closed_loop(
+                payload, system.port, connections=connections, seconds=seconds, cores=cores
+            )
+            sample = as_sample(figures)
+            silent = float(not sample["num_requests"])
+            return {**sample, "faults": sample["not_2xx"] + sample["socket_errors"] + silent}
+
+        def measure() -> Sample:
+            with running(system):
+                load(self.timing.warm_up_s)
+                return with_costs(system, lambda: load(self.timing.closed_s))
+
+        return Cell(name, measure)
+
+    def open(
+        self, name: str, system: System, payload: Payload, rate_per_s: Callable[[], float]
+    ) -> Cell:
+        """An open loop whose rate is asked for at each visit."""
+        visits = iter(range(1_000_000))
+
+        def measure() -> Sample:
+            plan = Plan(
+                port=system.port,
+                rate_per_s=rate_per_s(),
+                seconds=self.timing.open_s,
+                warm_up_s=self.timing.warm_up_s,
+                seed=next(visits),
+            )
+            with running(system):
+                sample = with_costs(
+                    system, lambda: as_sample(open_loop(payload, plan, self.layout.client))
+                )
+            return {**sample, "faults": sum(sample[kind] for kind in (*SERVER_FAULTS, *LOST))}
+
+        return Cell(name, measure)
+
+    def in_process(self, name: str, system: System, batch: int) -> Cell:
+        """The bare loop of `benchmarks.in_process`."""
+
+        def run(seconds: float) -> Sample:
+            wish = json.dumps({"seconds": seconds, "batch": batch}).encode()
+            with socket.create_connection((HOST, system.port), ASK_DEADLINE_S) as connection:
+                connection.sendall(wish + b"\n")
+                figures: Sample = json.loads(connection.makefile().readline())
+            return {**figures, "faults": 0.0}
+
+        def measure() -> Sample:
+            with running(system):
+                run(self.timing.warm_up_s)
+                return run(self.timing.closed_s)
+
+        return Cell(name, measure)
+
+
+@contextlib.contextmanager
+def running(system: System) -> Iterator[None]:
+    """Thawed inside, frozen after."""
+    system.thaw()
+    try:
+        yield
+    finally:
+        system.freeze()
+
+
+def with_costs(system: System, load: Callable[[], Sample]) -> Sample:
+    """What `load` gives, with the system's processor time a request and its memory."""
+    before = system.cpu_us()
+    sample = load()
+    used = system.cpu_us() - before
+    return {
+        **sample,
+        "cpu_us": used / sample["num_requests"] if sample["num_requests"] else math.nan,
+        "memory_bytes": float(system.memory_bytes()),
+    }
+
+
+def post(system: System, payload: Payload) -> bytes:
+    """One request to a system that runs.
+
+    Raises:
+        SystemFailed: the answer is not 200, or does not come.
+    """
+    connection = http.client.HTTPConnection(HOST, system.port, timeout=ASK_DEADLINE_S)
+    try:
+        connection.request("POST", payload.path, payload.body, dict(payload.headers))
+        answer = connection.getresponse()
+        body = answer.read()
+    except (OSError, http.client.HTTPException) as error:
+        raise SystemFailed(f"{system.name} does not answer {payload.name}: {error}") from None
+    finally:
+        connection.close()
+    if answer.status != 200:
+        raise SystemFailed(
+            f"{system.name} answers {payload.name} with {answer.status}: {body[:500]!r}\n"
+            f"{system.words()}"
+        )
+    return body
