@@ -5,23 +5,32 @@ the network without memory of its own where the class allows it, and maps the we
 """
 
 import hashlib
+import json
 import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from models import networks
-from models.manifest import FileRecord, Manifest
+from models.manifest import (
+    WEIGHTS,
+    FileRecord,
+    Manifest,
+    checksum_of,
+    digest_of,
+    sentence_of,
+)
 
-WEIGHTS = "weights.safetensors"
 GOLDEN = "golden.safetensors"
 MANIFEST = "manifest.json"
-MAX_MANIFEST_BYTES = 32 * 1024 * 1024
+MAX_MANIFEST_BYTES = 8 * 1024 * 1024
+MAX_TENSORS = 20_000
 MAX_GOLDEN_SAMPLES = 64
 MAX_GOLDEN_BYTES = 16 * 1024 * 1024
 
@@ -35,11 +44,15 @@ class ManifestInvalid(CheckpointError):
 
 
 class CheckpointDamaged(CheckpointError):
-    """A file is missing or differs from what the manifest recorded."""
+    """A file is missing or differs from what was recorded, the manifest included."""
 
 
 class WeightsMismatch(CheckpointError):
     """The weights do not fit the network that the manifest names."""
+
+
+class AnswersMismatch(CheckpointError):
+    """The network does not answer with one finite number for each label."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +70,7 @@ class Golden:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A loaded checkpoint: the network is in `eval()`, in fp32, on the CPU, without gradients."""
+    """A loaded checkpoint: the network is in `eval()`, on the CPU, without gradients."""
 
     manifest: Manifest
     network: nn.Module
@@ -71,15 +84,22 @@ def save(
 
     Args:
         folder: made where it is absent.
-        network: on any device; its state_dict is stored in fp32 or whatever it has.
-        manifest: without digest and files.
+        network: on any device; its state_dict is stored in the types that it has.
+        manifest: without digest, files and checksum.
         golden_inputs: `[n, *raw_shape]`; the first 64 are kept (fewer where pictures are large),
             and the network, brought to the CPU, answers them once.
 
     Returns:
-        The manifest with digest and files.
+        The manifest with digest, files and checksum.
+
+    Raises:
+        CheckpointError: the folder is not empty, or the state_dict cannot be stored.
+        WeightsMismatch, AnswersMismatch: the network is not what the manifest says; known where
+            there are golden inputs.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        raise CheckpointError(f"{folder} is not empty; a checkpoint needs a folder of its own")
     _write_tensors(folder / WEIGHTS, _plain(network.state_dict()))
     if golden_inputs is not None and len(golden_inputs):
         golden = _golden(network, manifest, golden_inputs)
@@ -88,16 +108,25 @@ def save(
 
 
 def seal(folder: Path, manifest: Manifest) -> Manifest:
-    """Record the folder's files in `manifest` and write it as the last file; then sync all."""
+    """Record the folder's files in `manifest` and write it as the last file; then sync all.
+
+    Raises:
+        CheckpointError: there are no weights, or the manifest is too large.
+    """
     files = {
         path.name: FileRecord(size_bytes=path.stat().st_size, sha256=sha256_of(path))
         for path in sorted(folder.iterdir())
-        if path.is_file() and path.name != MANIFEST
+        if path.is_file() and path.name != MANIFEST and not path.name.startswith(".")
     }
-    sealed = manifest.model_copy(
-        update={"files": files, "digest": manifest.identity(files[WEIGHTS].sha256)}
-    )
-    _write_bytes(folder / MANIFEST, sealed.model_dump_json(indent=1).encode() + b"\n")
+    if WEIGHTS not in files:
+        raise CheckpointError(f"{folder} has no {WEIGHTS}")
+    sealed = manifest.sealed(files)
+    text = sealed.model_dump_json(indent=1).encode() + b"\n"
+    if len(text) > MAX_MANIFEST_BYTES:
+        raise CheckpointError(
+            f"the manifest has {len(text)} bytes; {MAX_MANIFEST_BYTES} are allowed"
+        )
+    _write_bytes(folder / MANIFEST, text)
     sync_folder(folder)
     return sealed
 
@@ -107,28 +136,30 @@ def read_manifest(folder: Path) -> Manifest:
 
     Raises:
         ManifestInvalid: missing, too large, no JSON, or a field is missing or wrong.
+        CheckpointDamaged: it was changed after it was written.
     """
     path = folder / MANIFEST
     try:
         if path.stat().st_size > MAX_MANIFEST_BYTES:
-            raise ManifestInvalid(f"{path} has more than {MAX_MANIFEST_BYTES} bytes")
-        return parse_manifest(path.read_bytes(), str(path))
+            raise ManifestInvalid(f"{MANIFEST} has more than {MAX_MANIFEST_BYTES} bytes")
+        return parse_manifest(path.read_bytes())
     except OSError as error:
-        raise ManifestInvalid(f"{path} cannot be read: {error.strerror}") from None
+        raise ManifestInvalid(f"{MANIFEST} cannot be read: {error.strerror}") from None
 
 
-def parse_manifest(text: bytes, source: str) -> Manifest:
-    """The manifest in `text`; `source` names it in the error.
-
-    Raises:
-        ManifestInvalid: no JSON, or a field is missing or wrong.
-    """
+def parse_manifest(text: bytes) -> Manifest:
+    """The manifest in `text`; raises as `read_manifest` does."""
     try:
-        return Manifest.model_validate_json(text)
+        manifest = Manifest.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the document"
-        raise ManifestInvalid(f"{source}: {where}: {first['msg']}") from None
+        raise ManifestInvalid(f"{MANIFEST}: {sentence_of(error)}") from None
+    document = json.loads(text)
+    if WEIGHTS not in manifest.files:
+        raise ManifestInvalid(f"{MANIFEST}: files: there is no {WEIGHTS}")
+    sums = (manifest.digest, manifest.checksum)
+    if sums != (digest_of(document), checksum_of(document)):
+        raise CheckpointDamaged(f"{MANIFEST} was changed after it was published")
+    return manifest
 
 
 def verify(folder: Path, manifest: Manifest) -> None:
@@ -139,18 +170,15 @@ def verify(folder: Path, manifest: Manifest) -> None:
     """
     for name, record in manifest.files.items():
         path = folder / name
-        if Path(name).name != name or not path.is_file():
-            raise CheckpointDamaged(f"{folder}: {name} is missing")
-        if path.stat().st_size != record.size_bytes:
+        if not path.is_file():
+            raise CheckpointDamaged(f"{name} is missing")
+        size_bytes = path.stat().st_size
+        if size_bytes != record.size_bytes:
             raise CheckpointDamaged(
-                f"{path} has {path.stat().st_size} bytes; the manifest says {record.size_bytes}"
+                f"{name} has {size_bytes} bytes; the manifest says {record.size_bytes}"
             )
         if sha256_of(path) != record.sha256:
-            raise CheckpointDamaged(f"{path} differs from its sha256 in the manifest")
-    if WEIGHTS not in manifest.files:
-        raise CheckpointDamaged(f"{folder}: the manifest records no {WEIGHTS}")
-    if manifest.digest != manifest.identity(manifest.files[WEIGHTS].sha256):
-        raise CheckpointDamaged(f"{folder}: the manifest was changed after it was published")
+            raise CheckpointDamaged(f"{name} differs from its sha256 in the manifest")
 
 
 def load(folder: Path) -> Checkpoint:
@@ -163,13 +191,14 @@ def load(folder: Path) -> Checkpoint:
     """
     manifest = read_manifest(folder)
     verify(folder, manifest)
-    weights = _read_tensors(folder / WEIGHTS)
-    network = network_with(manifest, weights)
+    network = network_with(manifest, _read_tensors(folder / WEIGHTS))
     return Checkpoint(manifest, network, _read_golden(folder, manifest))
 
 
-def network_with(manifest: Manifest, weights: dict[str, Tensor]) -> nn.Module:
+def network_with(manifest: Manifest, weights: Mapping[str, Tensor]) -> nn.Module:
     """The manifest's network holding `weights` themselves, not copies of them.
+
+    Weights in another floating type than the network's (halves, to save disk) are converted.
 
     Raises:
         WeightsMismatch: missing, unexpected or differently shaped weights.
@@ -178,14 +207,13 @@ def network_with(manifest: Manifest, weights: dict[str, Tensor]) -> nn.Module:
     network = _without_memory(manifest)
     expected = network.state_dict()
     _check_names(expected, weights)
-    if any(tensor.is_meta for tensor in expected.values()):
-        network.load_state_dict(weights, strict=True, assign=True)
-        if any(tensor.is_meta for tensor in _all_tensors(network)):
-            # Some class fills a buffer outside its state_dict; build it once for real.
-            network = networks.build(manifest.network.name, manifest.network.options)
-            network.load_state_dict(weights, strict=True, assign=True)
-    else:
-        network.load_state_dict(weights, strict=True, assign=True)
+    weights = {name: _fitting(name, weights[name], like) for name, like in expected.items()}
+    _assign(network, weights)
+    if any(tensor.is_meta for tensor in _all_tensors(network)):
+        # Some class fills a tensor outside its state_dict; now that its size is known to be that
+        # of the weights, build it once for real.
+        network = networks.build(manifest.network.name, manifest.network.options)
+        _assign(network, weights)
     return network.eval().requires_grad_(False)
 
 
@@ -205,16 +233,19 @@ def sync_folder(folder: Path) -> None:
 
 
 def _without_memory(manifest: Manifest) -> nn.Module:
+    """The network on the meta device, where its layers may have any size and take no memory."""
     spec = manifest.network
     try:
         with torch.device("meta"):
             return networks.build(spec.name, spec.options)
-    except networks.BadNetworkOptions:
-        # The class looks at its own numbers while it is built, which meta tensors do not have.
+    except networks.BadNetworkOptions as error:
+        if networks.is_built_in(spec.name) or not isinstance(error.__cause__, RuntimeError):
+            raise
+        # An operator's class that looks at its own numbers, which meta tensors do not have.
         return networks.build(spec.name, spec.options)
 
 
-def _check_names(expected: dict[str, Tensor], weights: dict[str, Tensor]) -> None:
+def _check_names(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
     missing, extra = expected.keys() - weights.keys(), weights.keys() - expected.keys()
     if missing or extra:
         parts = [
@@ -223,16 +254,31 @@ def _check_names(expected: dict[str, Tensor], weights: dict[str, Tensor]) -> Non
             if keys
         ]
         raise WeightsMismatch(f"the weights do not fit the network: {'; '.join(parts)}")
-    for name, tensor in expected.items():
-        if tensor.shape != weights[name].shape:
-            raise WeightsMismatch(
-                f"{name} has shape {list(weights[name].shape)}; "
-                f"the network needs {list(tensor.shape)}"
-            )
 
 
-def _all_tensors(network: nn.Module) -> list[Tensor]:
-    return [*network.parameters(), *network.buffers()]
+def _fitting(name: str, weight: Tensor, like: Tensor) -> Tensor:
+    if weight.shape != like.shape:
+        raise WeightsMismatch(
+            f"{name} has shape {list(weight.shape)}; the network needs {list(like.shape)}"
+        )
+    if weight.dtype != like.dtype and not (weight.is_floating_point() and like.is_floating_point()):
+        raise WeightsMismatch(f"{name} has type {weight.dtype}; the network needs {like.dtype}")
+    return weight.to(like.dtype)
+
+
+def _assign(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    try:
+        network.load_state_dict(weights, strict=True, assign=True)
+    except RuntimeError as error:
+        raise WeightsMismatch(f"the network does not take its weights: {error}") from error
+
+
+def _all_tensors(network: nn.Module) -> Iterator[Tensor]:
+    """Parameters, buffers, and tensors that a class keeps as plain attributes."""
+    yield from network.parameters()
+    yield from network.buffers()
+    for module in network.modules():
+        yield from (value for value in vars(module).values() if isinstance(value, Tensor))
 
 
 def _golden(network: nn.Module, manifest: Manifest, inputs: Tensor) -> Golden:
@@ -244,6 +290,13 @@ def _golden(network: nn.Module, manifest: Manifest, inputs: Tensor) -> Golden:
     answering = network_with(manifest, weights)
     with torch.inference_mode():
         outputs = answering(manifest.preprocessing.finish(inputs)).float()
+    if outputs.shape != (len(inputs), len(manifest.labels)):
+        raise AnswersMismatch(
+            f"the network answers {len(inputs)} inputs with shape {list(outputs.shape)}; "
+            f"there are {len(manifest.labels)} labels"
+        )
+    if not outputs.isfinite().all():
+        raise AnswersMismatch("the network answers with numbers that are not finite")
     return Golden(inputs, outputs.clone())
 
 
@@ -252,33 +305,48 @@ def _read_golden(folder: Path, manifest: Manifest) -> Golden | None:
         return None
     tensors = _read_tensors(folder / GOLDEN)
     if tensors.keys() != {"inputs", "outputs"}:
-        raise CheckpointDamaged(f"{folder / GOLDEN} must hold exactly inputs and outputs")
+        raise CheckpointDamaged(f"{GOLDEN} must hold exactly inputs and outputs")
     golden = Golden(tensors["inputs"], tensors["outputs"])
-    raw_shape, num_classes = manifest.preprocessing.raw_shape, len(manifest.labels)
-    num = len(golden.inputs)
-    if golden.inputs.shape != (num, *raw_shape) or golden.outputs.shape != (num, num_classes):
-        raise CheckpointDamaged(f"{folder / GOLDEN} has shapes that the manifest does not say")
+    num = golden.outputs.shape[0] if golden.outputs.ndim else 0
+    shapes = (num, *manifest.preprocessing.raw_shape), (num, len(manifest.labels))
+    if not 1 <= num <= MAX_GOLDEN_SAMPLES or shapes != (golden.inputs.shape, golden.outputs.shape):
+        raise CheckpointDamaged(f"{GOLDEN} has shapes that the manifest does not say")
+    if golden.outputs.dtype != torch.float32:
+        raise CheckpointDamaged(f"{GOLDEN} has outputs of {golden.outputs.dtype}, not of float32")
     return golden
 
 
-def _plain(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _plain(state: Mapping[str, object]) -> dict[str, Tensor]:
     """Contiguous CPU tensors that share no memory, as safetensors wants them."""
     seen: set[int] = set()
     plain: dict[str, Tensor] = {}
     for name, tensor in state.items():
+        if not isinstance(tensor, Tensor):
+            raise CheckpointError(
+                f"the state_dict holds {name} of type {type(tensor).__name__}; only tensors "
+                "can be stored"
+            )
         own = tensor.detach().cpu().contiguous()
-        if own.data_ptr() in seen and own.numel():
+        storage = own.untyped_storage()
+        if storage.data_ptr() in seen or storage.nbytes() != own.nbytes:
             own = own.clone()
-        seen.add(own.data_ptr())
+        seen.add(own.untyped_storage().data_ptr())
         plain[name] = own
     return plain
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
+    """Every tensor of a safetensors file, mapped from disk."""
     try:
-        return load_file(path)
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+            if len(names) > MAX_TENSORS:
+                raise CheckpointDamaged(
+                    f"{path.name} has {len(names)} tensors; {MAX_TENSORS} are allowed"
+                )
+            return {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
-        raise CheckpointDamaged(f"{path} cannot be read: {error}") from None
+        raise CheckpointDamaged(f"{path.name} cannot be read: {error}") from None
 
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
