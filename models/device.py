@@ -2,11 +2,14 @@
 
 import math
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
-CGROUP = Path("/sys/fs/cgroup")
+CGROUPS = Path("/sys/fs/cgroup")
+MEMBERSHIP = Path("/proc/self/cgroup")
 
 
 class DeviceUnavailable(Exception):
@@ -23,18 +26,26 @@ def choose_device(wanted: str = "auto") -> torch.device:
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     if wanted == "cpu":
         return torch.device("cpu")
-    kind, _, index = wanted.partition(":")
-    if kind != "cuda" or (index and not index.isdigit()):
+    if not re.fullmatch(r"cuda(:[0-9]{1,4})?", wanted):
         raise DeviceUnavailable(f"device {wanted!r} is not one of auto, cpu, cuda, cuda:N")
+    index = int(wanted.partition(":")[2] or 0)
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if int(index or 0) >= count:
-        raise DeviceUnavailable(f"device {wanted!r} is wanted and torch sees {count} CUDA devices")
-    return torch.device(f"cuda:{index or 0}")
+    if index >= count:
+        built = "" if torch.version.cuda or torch.version.hip else ", being built for CPUs only"
+        raise DeviceUnavailable(
+            f"device {wanted!r} is wanted and torch sees {count} CUDA devices{built}"
+        )
+    return torch.device("cuda", index)
 
 
-def thread_count() -> int:
-    """Processors that this process may use: the affinity mask, bounded by the cgroup's quota."""
-    return max(1, min(_affinity(), _quota(CGROUP)))
+def thread_count(cgroups: Path = CGROUPS, membership: Path = MEMBERSHIP) -> int:
+    """Processors that this process may use: the affinity mask, bounded by its cgroups' quotas.
+
+    Args:
+        cgroups: where the cgroup file system is mounted, of version 1 or 2.
+        membership: the file that names the process's cgroups.
+    """
+    return max(1, min([_affinity(), *_quotas(cgroups, membership)]))
 
 
 def supports_bf16(device: torch.device) -> bool:
@@ -52,20 +63,39 @@ def _affinity() -> int:
     return os.cpu_count() or 1
 
 
-def _quota(cgroup: Path) -> int:
-    """Whole processors that the cgroup's quota pays for; unbounded without one."""
-    unbounded = 1 << 20
-    try:
-        quota, period = (cgroup / "cpu.max").read_text().split()
-    except (OSError, ValueError):
-        return _quota_v1(cgroup) or unbounded
-    return unbounded if quota == "max" else max(1, math.ceil(int(quota) / int(period)))
+def _quotas(cgroups: Path, membership: Path) -> list[int]:
+    """Processors that each cgroup around this process pays for, rounded up; none without limit."""
+    found = (_quota(folder) for folder in _own_cgroups(cgroups, membership))
+    return [quota for quota in found if quota is not None]
 
 
-def _quota_v1(cgroup: Path) -> int | None:
+def _own_cgroups(cgroups: Path, membership: Path) -> Iterator[Path]:
+    """From the process's own cgroup up to the root, since a limit above holds below.
+
+    Inside a container the mount often begins at the container's own cgroup, and the path in
+    `membership` leads nowhere below it; then the root alone has the limit.
+    """
     try:
-        quota = int((cgroup / "cpu/cpu.cfs_quota_us").read_text())
-        period = int((cgroup / "cpu/cpu.cfs_period_us").read_text())
-    except (OSError, ValueError):
-        return None
-    return max(1, math.ceil(quota / period)) if quota > 0 else None
+        lines = membership.read_text().splitlines()
+    except OSError:
+        lines = []
+    for line in [*lines, "0::/", "0:cpu:/"]:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        root = cgroups / controllers
+        inside = root / path.lstrip("/")
+        yield inside
+        yield from (above for above in inside.parents if above.is_relative_to(root))
+
+
+def _quota(cgroup: Path) -> int | None:
+    try:
+        if (cgroup / "cpu.max").is_file():
+            quota, period = (cgroup / "cpu.max").read_text().split()
+        else:
+            quota = (cgroup / "cpu.cfs_quota_us").read_text()
+            period = (cgroup / "cpu.cfs_period_us").read_text()
+        return math.ceil(int(quota) / int(period)) if int(quota) > 0 else None
+    except (OSError, ValueError, ZeroDivisionError):
+        return None  # no such file, `max`, or nothing that a kernel writes
