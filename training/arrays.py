@@ -69,7 +69,7 @@ def _arrays(path: Path) -> dict[str, Any]:
 
 def _faults(part: str, x: Any, y: Any) -> list[str]:
     faults = []
-    if x.dtype.kind not in "uifb" or x.ndim < 2:
+    if x.dtype.kind not in "uifb" or x.ndim < 2 or not x.size:
         faults.append(f"{part}: x must be numbers [N, ...], not {x.dtype} {list(x.shape)}")
     elif x.dtype.kind == "f" and not np.isfinite(x).all():
         bad = np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(axis=1)).tolist()

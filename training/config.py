@@ -122,6 +122,10 @@ class FitConfig(Config):
         default="auto", description="auto is bf16 on GPUs that have it and fp32 elsewhere."
     )
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N.")
+    threads: Annotated[int, Field(ge=0, le=1024)] = Field(
+        default=0,
+        description="Processor threads; 0 leaves the process as it is. Small networks want one.",
+    )
     seed: Count = Field(
         default=0, description="Everything random in the run follows from this number."
     )
@@ -136,7 +140,11 @@ class FitConfig(Config):
 class TrainConfig(DataConfig, FitConfig):
     """Training a network from fresh weights."""
 
-    network: str = Field(default="cnn", min_length=1, description="A network by name.")
+    network: str = Field(
+        default="auto",
+        min_length=1,
+        description="A network by name; auto is cnn for pictures and mlp for numbers.",
+    )
     network_options: dict[str, Any] = Field(
         default_factory=dict,
         description="Its options; what the dataset decides (shapes, classes) is filled in.",
@@ -144,7 +152,11 @@ class TrainConfig(DataConfig, FitConfig):
 
 
 class FinetuneConfig(DataConfig, FitConfig):
-    """A new head on a backbone: first the head alone, then, if wanted, the layers below too."""
+    """A new head on a backbone: first the head alone, then, if wanted, all layers.
+
+    The settings of `FitConfig` are the head's, except for `augment`; `unfreeze_` ones are for all
+    layers.
+    """
 
     backbone: str = Field(
         default="torchvision/mobilenet_v2",
@@ -152,7 +164,7 @@ class FinetuneConfig(DataConfig, FitConfig):
         description="The network whose layers below the head are kept.",
     )
     epochs: Annotated[int, Field(ge=1, le=100_000)] = Field(
-        default=100, description="Passes of the head over the features, computed once."
+        default=100, description="Passes of the head over the features, which are computed once."
     )
     batch_size: Annotated[int, Field(ge=1, le=65_536)] = Field(
         default=32, description="Samples in one step."
@@ -163,6 +175,10 @@ class FinetuneConfig(DataConfig, FitConfig):
     )
     weight_decay: NotNegative = Field(
         default=1e-2, description="Decoupled for AdamW; never on norms and biases."
+    )
+    augment: Literal["none", "shift", "digits", "natural"] = Field(
+        default="natural",
+        description="Random changes of pictures once all layers learn; features are without.",
     )
     unfreeze_epochs: Count = Field(
         default=0, description="Passes with all layers learning, after the head; 0 keeps them."

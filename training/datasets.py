@@ -74,6 +74,11 @@ class Dataset:
         """What the final figure is measured on."""
         return self.parts.get(TEST)
 
+    @property
+    def measured_on(self) -> str:
+        """The part that figures come from: `test`, else `validation`, else `train`."""
+        return next(name for name in (TEST, VALIDATION, TRAIN) if name in self.parts)
+
 
 def open_dataset(
     config: DataConfig, preprocessing: Preprocessing | None = None, pairs: Any = None
@@ -94,6 +99,8 @@ def open_dataset(
         DatasetFaults: everything that is wrong with it, with names.
     """
     source = read_source(config) if pairs is None else source_of_pairs(pairs)
+    if len(source.classes) < 2:
+        raise DatasetFaults(source.name, [f"all labels are {source.classes[0]!r}; two are needed"])
     look = source.parts[TRAIN].samples.look()
     steps = preprocessing or draft_preprocessing(look, config.picture_size)
     parts = {

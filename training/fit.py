@@ -27,7 +27,7 @@ from training.order import Batch, Order
 from training.pace import Pace
 from training.progress import Progress
 from training.randomness import seed_device, seed_for
-from training.snapshot import Snapshots
+from training.snapshot import Snapshot, Snapshots
 from training.state import Epoch, State
 from training.validation import validate
 
@@ -92,8 +92,9 @@ def fit(
     """
     run = _Run(network, dataset, config, train_mode, scale_of)
     store = Snapshots(snapshots) if snapshots else None
-    run.resume(store)
-    with _repeatable(run.device):
+    snapshot = store.newest() if store else None
+    with _repeatable(run.device, _threads(config, snapshot)):
+        run.resume(snapshot)
         try:
             for progress in run.loop():
                 yield progress
@@ -101,7 +102,7 @@ def fit(
         except GeneratorExit:
             run.save(store)
             raise
-    run.save(store)
+        run.save(store)
     return run.result()
 
 
@@ -134,9 +135,8 @@ class _Run:
         self.validation = feed_for(held_out, self.device, workers) if held_out else None
         self.notes: tuple[str, ...] = ()
 
-    def resume(self, store: Snapshots | None) -> None:
-        """Go on from the newest sound snapshot, if there is one."""
-        snapshot = store.newest() if store else None
+    def resume(self, snapshot: Snapshot | None) -> None:
+        """Go on from `snapshot`, if there is one."""
         if snapshot:
             fingerprint = self.dataset.fingerprint
             self.notes = self.state.restore(snapshot, self.config, fingerprint)
@@ -308,14 +308,22 @@ def _autocast(config: FitConfig, device: torch.device) -> Callable[[], AbstractC
     return nullcontext
 
 
+def _threads(config: FitConfig, snapshot: Snapshot | None) -> int:
+    """As many as wanted, or as the run had before, or as this process has: sums depend on it."""
+    before = int(snapshot.state["environment"]["threads"]) if snapshot else 0
+    return config.threads or before or torch.get_num_threads()
+
+
 @contextmanager
-def _repeatable(device: torch.device) -> Iterator[None]:
-    """cuDNN's repeatable algorithms while a run lasts; a CPU has no others."""
+def _repeatable(device: torch.device, threads: int) -> Iterator[None]:
+    """This many threads, and cuDNN's repeatable algorithms, while a run lasts."""
     cudnn = torch.backends.cudnn
-    before = cudnn.deterministic, cudnn.benchmark
+    before = cudnn.deterministic, cudnn.benchmark, torch.get_num_threads()
+    torch.set_num_threads(threads)
     if device.type == "cuda":
         cudnn.deterministic, cudnn.benchmark = True, False
     try:
         yield
     finally:
-        cudnn.deterministic, cudnn.benchmark = before
+        cudnn.deterministic, cudnn.benchmark = before[:2]
+        torch.set_num_threads(before[2])

@@ -1,6 +1,6 @@
 """Progress: what every loop yields. The caller drives the loop, and to cancel is to close it."""
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -48,3 +48,19 @@ def drive(loop: Generator[Progress, None, Result]) -> Result:
         except StopIteration as stop:
             result: Result = stop.value
             return result
+
+
+def mapped(
+    loop: Generator[Progress, None, Result], change: Callable[[Progress], Progress]
+) -> Generator[Progress, None, Result]:
+    """The same loop with every progress put through `change`; closing this closes the loop."""
+    try:
+        while True:
+            try:
+                progress = next(loop)
+            except StopIteration as stop:
+                result: Result = stop.value
+                return result
+            yield change(progress)
+    finally:
+        loop.close()

@@ -102,7 +102,7 @@ class State:
         return Snapshot(tensors, state)
 
     def restore(self, snapshot: Snapshot, config: FitConfig, fingerprint: str) -> tuple[str, ...]:
-        """Become what `snapshot` holds, and compute with as many threads as it did.
+        """Become what `snapshot` holds.
 
         Returns:
             What a person should know: versions that differ, with which the last bits may too.
@@ -125,7 +125,6 @@ class State:
         self.best = Epoch(**saved["best"]) if saved["best"] else None
         self.best_weights = dict(tensors["best"])
         self.unreported = list(tensors["losses"].get("unreported", torch.empty(0)))
-        torch.set_num_threads(int(saved["environment"]["threads"]))
         return _differences(saved["environment"], environment())
 
 

@@ -61,6 +61,8 @@ def _table(path: Path, label_column: str) -> _Table:
     first = rows[0][1]
     has_header = label_column in first or (len(rows) > 1 and _names_columns(path, first))
     columns = [cell.strip() for cell in first] if has_header else _numbered(len(first))
+    if len(columns) < 2:
+        raise DatasetFaults(str(path), [f"{path.name}: a label and another column are needed"])
     label = _label_position(path, columns, label_column)
     return _Table(columns, rows[1:] if has_header else rows, label)
 

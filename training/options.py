@@ -1,0 +1,67 @@
+"""Settings as options of the command line: one option a field, with its sentence as help."""
+
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any, Final, Literal, get_args, get_origin
+
+import typer
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+_PLAIN: Final = (bool, int, float)
+
+
+def with_fields(
+    command: Callable[..., None],
+    model: type[BaseModel],
+    *,
+    flag_of: Callable[[str], str],
+    without: Iterable[str] = (),
+) -> Callable[..., None]:
+    """Let typer call `command(given, **own)`, `given` being the fields that the caller set.
+
+    Args:
+        command: its first parameter is `given`, a dictionary; the others are its own options.
+        model: each of its fields becomes an option whose default is None, "not given".
+        flag_of: what the option of a field is called.
+        without: fields that are no options.
+    """
+    names = [name for name in model.model_fields if name not in set(without)]
+    own = list(inspect.signature(command).parameters.values())[1:]
+
+    def run(**values: Any) -> None:
+        given = {name: values.pop(name) for name in names}
+        command({name: value for name, value in given.items() if value is not None}, **values)
+
+    fields = [_option(name, model.model_fields[name], flag_of(name)) for name in names]
+    run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        sorted([*own, *fields], key=lambda one: one.kind)
+    )
+    run.__annotations__ = {one.name: one.annotation for one in [*own, *fields]}
+    run.__doc__, run.__name__ = command.__doc__, command.__name__
+    return run
+
+
+def _option(name: str, field: FieldInfo, flag: str) -> inspect.Parameter:
+    default = ", ".join(field.default) if isinstance(field.default, tuple) else field.default
+    shown = "none" if default in ("", None) else default
+    choices = f" One of {', '.join(get_args(field.annotation))}." if _is_choice(field) else ""
+    text = f"{field.description}{choices} \\[default: {shown}]"
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[
+            _kind(field) | None, typer.Option(flag, help=text, show_default=False)
+        ],
+    )
+
+
+def _kind(field: FieldInfo) -> Any:
+    """What the command line parses; pydantic checks ranges and choices afterwards."""
+    annotations = {field.annotation, *get_args(field.annotation)}
+    return next((kind for kind in _PLAIN if kind in annotations), str)
+
+
+def _is_choice(field: FieldInfo) -> bool:
+    return get_origin(field.annotation) is Literal

@@ -1,0 +1,77 @@
+"""What was trained becomes a version in the model store, with where it comes from."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models import checkpoint
+from models.checkpoint import MAX_GOLDEN_SAMPLES
+from models.manifest import Lineage, Manifest
+from models.store import ModelStore, Version
+from training.source import TRAIN, VALIDATION
+from training.state import environment
+from training.train import Trained
+
+
+def publish(
+    trained: Trained, store: ModelStore, name: str, *, run: str | None = None, by: str = "local"
+) -> Version:
+    """Publish `trained` as the next version of the model `name`.
+
+    Args:
+        trained: from `training.train` or `training.transfer`.
+        store: where.
+        name: of the model.
+        run: what made it; publishing it again gives the version that is already there.
+        by: who, for the alias's history.
+
+    Raises:
+        models.store.StoreError: the store refuses.
+    """
+    manifest, golden = manifest_of(trained, run), golden_inputs(trained)
+
+    def write(folder: Path) -> None:
+        checkpoint.save(folder, trained.network, manifest, golden)
+
+    return store.publish(name, write, run=run, by=by)
+
+
+def manifest_of(trained: Trained, run: str | None = None) -> Manifest:
+    """Network, preprocessing, labels, figures and lineage."""
+    dataset, best = trained.dataset, trained.fitted.best
+    metrics: dict[str, Any] = {
+        **trained.report.figures(),
+        "measured_on": dataset.measured_on,
+        "best_epoch": best.epoch,
+        "best_step": best.step,
+        "training_seconds": round(trained.fitted.seconds, 3),
+    }
+    config = trained.config.model_dump(mode="json")
+    lineage = Lineage(
+        parent=trained.parent,
+        dataset=dataset.name,
+        dataset_fingerprint=dataset.fingerprint,
+        method=trained.method,
+        options=config,
+        seed=config.get("seed"),
+        run=run,
+        environment=environment(),
+    )
+    return Manifest(
+        network=trained.spec,
+        preprocessing=dataset.preprocessing,
+        labels=dataset.classes,
+        metrics=metrics,
+        lineage=lineage,
+    )
+
+
+def golden_inputs(trained: Trained) -> Tensor:
+    """Samples spread over the validation part (or the training part), before `finish`."""
+    parts = trained.dataset.parts
+    samples = parts.get(VALIDATION, parts[TRAIN]).samples
+    stride = max(1, len(samples) // MAX_GOLDEN_SAMPLES)
+    indices = range(0, len(samples), stride)[:MAX_GOLDEN_SAMPLES]
+    return torch.stack([samples.read(index)[0] for index in indices])

@@ -1,0 +1,126 @@
+"""Training from fresh weights, whole: open the dataset, build the network, fit, measure."""
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models import networks
+from models.manifest import NetworkSpec
+from models.preprocessing import Preprocessing
+from training.config import DataConfig, TrainConfig
+from training.datasets import Dataset, open_dataset
+from training.evaluate import evaluate
+from training.feed import in_batches
+from training.fit import FitResult, fit
+from training.progress import Progress
+from training.randomness import seed_for, seeded
+from training.report import Report
+
+MEASURED_BATCH = 256
+SNAPSHOTS = "snapshots"
+"""Where in a run's folder its snapshots lie."""
+
+
+class NetworkUnfit(Exception):
+    """The network does not take what the dataset holds."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network that has learned, and everything that a checkpoint should say of it.
+
+    Attributes:
+        spec: how to build the network again.
+        network: the best weights, in `eval()`, on the CPU.
+        dataset: what it learned from.
+        config: with which settings.
+        fitted: how the training went.
+        report: measured on the dataset's part `measured_on`, on the CPU in fp32.
+        method: `train`, `linear probe` or `fine-tune`.
+        parent: the weights it began with, if not fresh ones.
+    """
+
+    spec: NetworkSpec
+    network: nn.Module
+    dataset: Dataset
+    config: DataConfig
+    fitted: FitResult
+    report: Report
+    method: str = "train"
+    parent: str | None = None
+
+
+def train(
+    config: TrainConfig, *, run: Path | None = None, pairs: Any = None
+) -> Generator[Progress, None, Trained]:
+    """Train the network that `config` names on the dataset that it names.
+
+    Args:
+        config: everything that can be set.
+        run: a folder of this run's own; what it holds is gone on with.
+        pairs: a dataset from Python instead, as `training.datasets.open_dataset` takes it.
+
+    Raises:
+        training.faults.DatasetError, NetworkUnfit, models.networks.NetworkError,
+        training.fit.LossNotFinite, training.snapshot.SnapshotMismatch: as their sentences say.
+    """
+    dataset = yield from open_dataset(config, _published(config), pairs)
+    spec = network_spec(config, dataset)
+    with seeded(seed_for(config.seed, "weights")):
+        network = networks.build(spec.name, spec.options)
+    fitted = yield from fit(network, dataset, config, snapshots=run / SNAPSHOTS if run else None)
+    report = yield from measure(fitted.network, dataset)
+    return Trained(spec, fitted.network, dataset, config, fitted, report)
+
+
+def network_spec(config: TrainConfig, dataset: Dataset) -> NetworkSpec:
+    """The network that `config` names, with the options that the dataset decides filled in.
+
+    Raises:
+        NetworkUnfit: it takes pictures and the dataset holds none.
+    """
+    shape, takes_pictures = (
+        dataset.preprocessing.input_shape,
+        dataset.preprocessing.accepts_pictures,
+    )
+    name = config.network
+    if name == "auto":
+        name = "cnn" if takes_pictures else "mlp"
+    options: dict[str, Any] = {"num_classes": len(dataset.classes)}
+    if name == "mlp":
+        options["inputs"] = torch.Size(shape).numel()
+    elif name == "cnn":
+        if not takes_pictures:
+            raise NetworkUnfit(f"cnn takes pictures and {dataset.name} holds numbers; take mlp")
+        options |= {"channels": shape[0], "size": shape[-1]}
+    elif name.startswith("torchvision/") and shape[0] != 3:
+        options["channels"] = shape[0]
+    return NetworkSpec(name=name, options={**options, **config.network_options})
+
+
+def measure(network: nn.Module, dataset: Dataset) -> Generator[Progress, None, Report]:
+    """Evaluate `network` on the part of `dataset` that figures come from; both on the CPU."""
+    part = dataset.parts[dataset.measured_on]
+    network.to("cpu").eval()
+
+    def predict(inputs: Tensor) -> Tensor:
+        with torch.inference_mode():
+            logits: Tensor = network(inputs)
+        return logits
+
+    finish, num_workers = dataset.preprocessing.finish, dataset.num_workers
+    batches = in_batches(part, finish, MEASURED_BATCH, num_workers)
+    return (yield from evaluate(predict, batches, dataset.classes, len(part)))
+
+
+def _published(config: TrainConfig) -> Preprocessing | None:
+    """What torchvision publishes with its networks, unless another picture size is wanted."""
+    if config.picture_size or not config.network.startswith("torchvision/"):
+        return None
+    from models import backbones  # torchvision takes seconds, and only its own networks need it
+
+    return backbones.published_preprocessing(config.network)
