@@ -9,7 +9,6 @@ import asyncio
 import math
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final, Literal
 
@@ -21,6 +20,8 @@ from uvicorn.server import ServerState
 
 from app.http_chunks import ChunkedBody
 from app.http_head import CHUNKED, HeadGrammar, UpgradeAsked, check_unfinished, without_upgrade
+from app.http_limits import HttpLimits
+from app.http_watch import Watch
 from app.refusal import CLOSED_CONTENT_POLICY, SAFE_HEADERS, HttpRefusal
 
 try:
@@ -30,30 +31,6 @@ except ImportError:  # h11 comes with uvicorn, httptools is faster
     httptools = None  # type: ignore[assignment]
 
 Parser = Literal["httptools", "h11"]
-
-
-@dataclass(frozen=True, slots=True)
-class HttpLimits:
-    """What a client may take in time and bytes before the application is concerned."""
-
-    first_byte_s: float = 5.0
-    head_s: float = 10.0
-    max_head_bytes: int = 32 * 1024
-    max_fields: int = 100
-    body_idle_s: float = 30.0
-    body_grace_s: float = 10.0
-    min_body_bytes_per_s: int = 16 * 1024
-    keep_alive_s: float = 75.0
-    write_idle_s: float = 30.0
-    linger_s: float = 2.0
-    max_discarded_bytes: int = 256 * 1024
-    max_pipelined_bytes: int = 64 * 1024
-
-    @property
-    def tick_s(self) -> float:
-        """Seconds between two sweeps: deadlines are kept to this precision."""
-        shortest = min(self.first_byte_s, self.head_s, self.body_idle_s, self.keep_alive_s)
-        return min(0.25, shortest / 4)
 
 
 class Phase(Enum):
@@ -76,52 +53,10 @@ NEVER: Final = math.inf
 HEAD_END: Final = b"\r\n\r\n"
 STOP_GRACE_S: Final = 0.2
 MAX_KNOWN_BYTES: Final = 2048
-NUM_EXPIRED_AT_ONCE: Final = 8
 
 HEAD_TOO_SLOW = HttpRefusal(408, "header_too_slow", "The header took too long to arrive.")
 BODY_TOO_SLOW = HttpRefusal(408, "body_too_slow", "The body took too long to arrive.")
 UNREADABLE = HttpRefusal(400, "malformed_request", "The request is not valid HTTP.")
-
-
-class Watch:
-    """The coarse clock of one server and the sweep that ends connections past their deadline."""
-
-    def __init__(self, tick_s: float) -> None:
-        self.now = 0.0
-        self.stopping = False
-        self._tick_s = tick_s
-        self._connections: set[GuardedConnection] = set()
-        self._loop_time = 0.0
-
-    def add(self, connection: "GuardedConnection", loop: asyncio.AbstractEventLoop) -> None:
-        """Watch over `connection` until `remove`; the sweep runs while there is one to watch."""
-        if not self._connections:
-            self._loop_time = loop.time()
-            loop.call_later(self._tick_s, self._sweep, loop)
-        self._connections.add(connection)
-
-    def remove(self, connection: "GuardedConnection") -> None:
-        """Forget `connection`."""
-        self._connections.discard(connection)
-
-    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
-        if not self._connections:
-            return
-        # First, so that a fault in one connection does not end the watch over the others.
-        loop.call_later(self._tick_s, self._sweep, loop)
-        elapsed = loop.time() - self._loop_time
-        self._loop_time += elapsed
-        # Time in which the loop itself stood still is not the clients' fault.
-        self.now += min(elapsed, 4 * self._tick_s)
-        self._expire([each for each in self._connections if each.deadline <= self.now], loop)
-
-    def _expire(self, due: list["GuardedConnection"], loop: asyncio.AbstractEventLoop) -> None:
-        """End the connections in `due`, a few at a time: a thousand would hold requests up."""
-        if len(due) > NUM_EXPIRED_AT_ONCE:
-            loop.call_later(0.001, self._expire, due[NUM_EXPIRED_AT_ONCE:], loop)
-        for connection in due[:NUM_EXPIRED_AT_ONCE]:
-            if connection.deadline <= self.now:
-                connection.expire()
 
 
 class GuardedHttp:

@@ -20,7 +20,8 @@ from starlette.routing import Route
 
 from app.http_chunks import ChunkedBody
 from app.http_head import CHUNKED, HeadGrammar, UpgradeAsked
-from app.http_protocol import HttpLimits, connection_class
+from app.http_limits import HttpLimits
+from app.http_protocol import connection_class
 from app.refusal import HttpRefusal
 
 SHORT = HttpLimits(
