@@ -182,7 +182,7 @@ def evaluate_model(
     config = (
         DataConfig.of(dataset=dataset, **chosen) if dataset in NAMES else whole(dataset, **chosen)
     )
-    measured = _driven(checkpoint.network, checkpoint.manifest, config, device, part)
+    measured = _driven(checkpoint.network, checkpoint.manifest, config, device, part, as_json)
     if as_json:
         typer.echo(_json({"model": version.name, "version": version.number, **_facts(measured)}))
     else:
@@ -261,13 +261,19 @@ def _measured(imported: "Imported", folder: str, device: str) -> "Measured":
 
 
 def _driven(
-    network: Any, manifest: Any, config: Any, device: str, part: str | None = None
+    network: Any,
+    manifest: Any,
+    config: Any,
+    device: str,
+    part: str | None = None,
+    as_json: bool = False,
 ) -> "Measured":
     from models.device import choose_device
+    from training.console import follow
     from training.measure import measure
-    from training.progress import drive
 
-    return drive(measure(network, manifest, config, choose_device(device), part))
+    loop = measure(network, manifest, config, choose_device(device), part)
+    return follow(loop, as_json=as_json)
 
 
 def _tell_import(imported: "Imported") -> None:
