@@ -6,7 +6,7 @@ is imported inside the commands, so that `--help` and the server's own commands 
 
 import typer
 
-from training import model_commands
+from training import model_commands, train_commands
 from training.commands import Commands
 
 commands = typer.Typer(
@@ -24,6 +24,8 @@ def pytorchlib() -> None:
     """Train, serve, evaluate, fine-tune and promote PyTorch models."""
 
 
+commands.command("train")(train_commands.train_command())
+commands.command("finetune")(train_commands.finetune_command())
 commands.command("import")(model_commands.import_model)
 commands.command("export")(model_commands.export_model)
 commands.command("evaluate")(model_commands.evaluate_model)

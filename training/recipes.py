@@ -10,6 +10,7 @@ _KEEPS_RECIPE: Final = frozenset(
 RECIPES: Final[Mapping[str, Mapping[str, Any]]] = {
     "digits": {
         "network": "cnn",
+        "threads": 1,
         "epochs": 30,
         "batch_size": 64,
         "learning_rate": 1e-2,

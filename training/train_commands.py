@@ -1,0 +1,177 @@
+"""The commands that change weights: train and finetune, and how an interrupted run goes on."""
+
+import json
+import uuid
+from collections.abc import Generator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from training.commands import HOME, Home, Json
+from training.config import FinetuneConfig, TrainConfig, option_name
+from training.options import with_fields
+from training.progress import Progress
+
+if TYPE_CHECKING:
+    from training.train import Trained
+    from training.transfer import Backbone
+
+INTERRUPTED: Final = 130
+RUN_FILE: Final = "run.json"
+"""In a run's folder: what it needs to be gone on with."""
+
+Name = Annotated[
+    str | None,
+    typer.Option("--name", help="Publish the result under this name; else it is only measured."),
+]
+Resume = Annotated[
+    Path | None, typer.Option("--resume", help="Go on with an interrupted run: its folder.")
+]
+Weights = Annotated[
+    str,
+    typer.Option(
+        "--weights",
+        help="The backbone's weights: a .pt, .pth or .safetensors file, or the word torchvision.",
+    ),
+]
+Data = Annotated[
+    str | None, typer.Option("--data", help="The pictures: a folder with one sub-folder a class.")
+]
+
+
+class RunUnknown(Exception):
+    """The folder holds no run that could be gone on with."""
+
+
+def train(
+    given: dict[str, Any],
+    name: Name = None,
+    resume: Resume = None,
+    home: Home = HOME,
+    as_json: Json = False,
+) -> None:
+    """Train a network from fresh weights, measure it, and publish it as a version.
+
+    Where only the dataset is named, its recipe is used: settings found by experiment. Any other
+    option of training turns that off, and the defaults below hold.
+    """
+    from training.recipes import with_recipe
+    from training.train import train as run_training
+
+    if resume is not None:
+        name, settings = _read_run(resume, "train")
+        config = TrainConfig.of(**settings)
+    else:
+        config = TrainConfig.of(**with_recipe(given))
+    run = resume or _new_run(home, "train", name, config.model_dump(mode="json"))
+    _carry_out(run_training(config, run=run), run, name, home, as_json)
+
+
+def finetune(
+    given: dict[str, Any],
+    weights: Weights = "torchvision",
+    data: Data = None,
+    name: Name = None,
+    resume: Resume = None,
+    home: Home = HOME,
+    as_json: Json = False,
+) -> None:
+    """Give a backbone a new head and train it, on features that are computed once.
+
+    With --unfreeze-epochs the layers below learn too, at smaller rates the lower they are.
+    """
+    from training.transfer import finetune as run_finetuning
+
+    if resume is not None:
+        name, settings = _read_run(resume, "finetune")
+        weights = settings.pop("weights")
+        config = FinetuneConfig.of(**settings)
+    else:
+        config = FinetuneConfig.of(**given, **({"dataset": data} if data else {}))
+    dumped = {**config.model_dump(mode="json"), "weights": weights}
+    run = resume or _new_run(home, "finetune", name, dumped)
+    backbone = _backbone(config.backbone, weights)
+    loop = run_finetuning(config, backbone, run=run, cache=home / "features")
+    _carry_out(loop, run, name, home, as_json)
+
+
+def train_command() -> Any:
+    """`train` as typer takes it."""
+    return with_fields(train, TrainConfig, flag_of=option_name, without=("network_options",))
+
+
+def finetune_command() -> Any:
+    """`finetune` as typer takes it."""
+    return with_fields(finetune, FinetuneConfig, flag_of=option_name)
+
+
+def _carry_out(
+    loop: "Generator[Progress, None, Trained]",
+    run: Path,
+    name: str | None,
+    home: Path,
+    as_json: bool,
+) -> None:
+    from training.console import follow
+    from training.events import EVENTS, recorded
+
+    try:
+        trained = follow(recorded(loop, run / EVENTS), as_json=as_json)
+    except KeyboardInterrupt:
+        command = json.loads((run / RUN_FILE).read_text())["command"]
+        typer.echo(f"\nstopped; go on with:  pytorchlib {command} --resume {run}", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    version = _publish(trained, name, home, run)
+    figures = trained.report.figures()
+    if as_json:
+        typer.echo(json.dumps({"version": version, "run": str(run), "metrics": figures}))
+        return
+    best = trained.fitted.best
+    typer.echo(f"{trained.dataset.measured_on} accuracy  {trained.report.accuracy:.2%}")
+    typer.echo(f"best weights   of epoch {best.epoch}, step {best.step}")
+    typer.echo(f"training took  {trained.fitted.seconds:.1f} s")
+    typer.echo(f"published      {version}" if version else "not published: --name was not given")
+    typer.echo(f"curves         tensorboard --logdir {run / EVENTS}")
+
+
+def _publish(trained: "Trained", name: str | None, home: Path, run: Path) -> str | None:
+    if name is None:
+        return None
+    from models.store import ModelStore
+    from training.publish import publish
+
+    return str(publish(trained, ModelStore(home / "models"), name, run=run.name))
+
+
+def _backbone(network: str, weights: str) -> "Backbone":
+    from models.manifest import NetworkSpec
+    from training.importing import ImportRequest, read_import
+    from training.transfer import Backbone
+
+    imported = read_import(ImportRequest(weights=weights, network=network))
+    spec: NetworkSpec = imported.manifest.network
+    parent = Path(weights).name if weights != "torchvision" else network
+    state = imported.network.state_dict()
+    return Backbone(spec, state, imported.manifest.preprocessing, parent)
+
+
+def _new_run(home: Path, command: str, name: str | None, settings: Mapping[str, Any]) -> Path:
+    """A folder of its own, which says how to go on."""
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    run = home / "runs" / f"{stamp}-{uuid.uuid4().hex[:6]}"
+    run.mkdir(parents=True)
+    document = {"command": command, "name": name, "settings": dict(settings)}
+    (run / RUN_FILE).write_text(json.dumps(document, indent=1))
+    return run
+
+
+def _read_run(folder: Path, command: str) -> tuple[str | None, dict[str, Any]]:
+    try:
+        document = json.loads((folder / RUN_FILE).read_text())
+    except (OSError, ValueError):
+        raise RunUnknown(f"{folder} holds no run that could be gone on with") from None
+    if document["command"] != command:
+        raise RunUnknown(f"{folder} is a run of {document['command']}, not of {command}")
+    return document["name"], document["settings"]
