@@ -77,6 +77,14 @@ def test_nothing_is_known_at_first_and_little_from_one_size() -> None:
     assert not time.is_fitted
 
 
+def test_pauses_count_for_the_fastest_and_not_for_the_line() -> None:
+    time = BatchTime()
+    for _ in range(5):
+        time.add(1, 0.001, now=0.0, elapsed_s=0.005)
+    assert time.seconds(1) == pytest.approx(0.001)
+    assert time.fastest_recent_s() == 0.005
+
+
 def test_old_times_are_trusted_no_more() -> None:
     time = measured(0.0, 0.001)
     assert time.is_trusted(now=4.0)

@@ -3,11 +3,13 @@
 import asyncio
 import contextlib
 import gc
+import logging
 import sys
 import threading
 import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Any
 
 import pytest
 import torch
@@ -87,6 +89,13 @@ async def submitted(lane: Lane, inputs: Iterable[Tensor], **options: object) -> 
     tasks = [asyncio.create_task(lane.submit(each, **options)) for each in inputs]
     await asyncio.sleep(0)
     return tasks
+
+
+async def freed(gone: weakref.ref[Any]) -> None:
+    """The device thread may hold its last batch for the moment that it takes to fall asleep."""
+    async with asyncio.timeout(5):
+        while gone() is not None:
+            await asyncio.sleep(0.001)
 
 
 # Batches
@@ -365,6 +374,22 @@ async def test_who_is_late_is_told_in_time_and_never_computed() -> None:
         assert lane.statistics.num_expired == 1
 
 
+async def test_who_is_late_is_skipped_before_the_event_loop_knows() -> None:
+    async with started() as batcher:
+        gate = Gate()
+        lane = batcher.open_lane("too late", gate, THREAD, row_shape=(1,))
+        first = await gate.closed_behind(lane)
+        tasks = await submitted(lane, [rows(1)], deadline=time.monotonic() + 0.02)
+        tasks += await submitted(lane, [rows(2)])
+        time.sleep(0.04)
+        gate.open()
+        while len(gate.batches) < 2:
+            time.sleep(0.001)  # the event loop stands still, the device thread does not
+        await asyncio.gather(first, *tasks, return_exceptions=True)
+        assert gate.batches == [[0], [2]]
+        assert isinstance(tasks[0].exception(), DeadlineExceeded)
+
+
 async def test_who_runs_past_its_deadline_is_told_in_time() -> None:
     async with started() as batcher:
         gate = Gate()
@@ -461,6 +486,23 @@ async def test_who_cannot_make_its_deadline_is_refused_at_once() -> None:
         assert lane.statistics.num_requests == 1
 
 
+async def test_what_runs_counts_when_a_deadline_is_judged() -> None:
+    async with started() as batcher:
+
+        def slow(batch: Tensor) -> dict[str, Tensor]:
+            time.sleep(0.2)
+            return doubled(batch)
+
+        lane = batcher.open_lane("runs", slow, LaneOptions(max_batch_items=1), row_shape=(1,))
+        await lane.warm_up()
+        (first,) = await submitted(lane, [rows(1)])
+        while lane.num_waiting_rows:
+            await asyncio.sleep(0.001)
+        with pytest.raises(DeadlineUnreachable):
+            await lane.submit(rows(2), deadline=time.monotonic() + 0.3)
+        await first
+
+
 async def test_an_urgent_request_is_admitted_before_a_long_queue() -> None:
     options = LaneOptions(max_batch_items=1, inline_below_ms=0)
     async with started() as batcher:
@@ -513,6 +555,29 @@ async def test_a_failed_part_fails_its_request_and_the_rest_is_not_computed() ->
         assert numbers(await lane.submit(rows(5))) == [10]
         assert len(gate.batches) == 2
         assert lane.num_waiting_rows == 0
+
+
+async def test_a_failed_forward_leaves_no_tensors_behind(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL, "app.engine.turns")  # what is captured keeps its traceback
+    scratch: list[weakref.ref[Tensor]] = []
+
+    def failing(batch: Tensor) -> dict[str, Tensor]:
+        copy = batch.clone()
+        scratch.append(weakref.ref(copy))
+        raise ValueError(f"{len(copy)} rows are too many")
+
+    async with started() as batcher:
+        lane = batcher.open_lane("leaves", failing, THREAD, row_shape=(1,))
+        gc.disable()
+        try:
+            with contextlib.suppress(ForwardFailed):
+                await lane.submit(rows(1))
+            await freed(scratch[0])
+            with contextlib.suppress(ValueError):
+                await lane.call(lambda: failing(rows(1)))
+            await freed(scratch[1])
+        finally:
+            gc.enable()
 
 
 @pytest.mark.parametrize(
@@ -709,13 +774,6 @@ async def test_who_is_not_answered_in_time_is_refused_at_the_end() -> None:
         gate.open()
         await stop
         assert gate.batches == [[0]]
-
-
-async def freed(gone: weakref.ref[nn.Module]) -> None:
-    """The device thread may hold its last batch for the moment that it takes to fall asleep."""
-    async with asyncio.timeout(5):
-        while gone() is not None:
-            await asyncio.sleep(0.001)
 
 
 async def test_a_closing_lane_answers_then_lets_go_of_its_network() -> None:

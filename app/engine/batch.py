@@ -22,7 +22,7 @@ class WrongOutput(Exception):
 class Batch:
     """Parts that share a forward: afterwards either `outputs`, one a part, or `error` is set."""
 
-    __slots__ = ("compute_s", "error", "num_rows", "outputs", "parts", "size")
+    __slots__ = ("compute_s", "error", "num_rows", "outputs", "parts", "processor_s", "size")
 
     def __init__(self, parts: Sequence[Part], num_rows: int, padded: Callable[[int], int]) -> None:
         self.parts = parts
@@ -30,11 +30,13 @@ class Batch:
         self.size = padded(num_rows)
         self.outputs: list[Outputs] = []
         self.error: Exception | None = None
+        # Elapsed, and what this thread really computed: less when the machine is busy.
         self.compute_s = 0.0
+        self.processor_s = 0.0
 
     def run(self, run: Run) -> None:
         """Compute; whatever the network raises is kept in `error`."""
-        started = time.monotonic()
+        started, processor_started = time.monotonic(), time.thread_time()
         try:
             with torch.inference_mode():
                 self.outputs = self._separate(run(self._together()))
@@ -42,6 +44,7 @@ class Batch:
             # The edge of a request: a network may raise anything, and its batch alone shall fail.
             self.error = error
         self.compute_s = time.monotonic() - started
+        self.processor_s = time.thread_time() - processor_started
 
     def halves(self, padded: Callable[[int], int]) -> list["Batch"]:
         """The same rows as two batches, the first with the larger half; a single row as one."""

@@ -49,8 +49,8 @@ class BatchPolicy:
         self._full_s = self._row_s = self._shortest_s = 0.0
         self._num_unlearnt = 0
 
-    def learn(self, size: int, seconds: float, now: float) -> None:
-        """A batch of `size` rows, padding included, took `seconds`.
+    def learn(self, size: int, seconds: float, now: float, elapsed_s: float | None = None) -> None:
+        """A batch of `size` rows, padding included, took `seconds`; see `BatchTime.add`.
 
         Once their time is known, only every eighth of the tiny batches is learnt from: they come
         by the thousand, and learning costs as much as a tenth of one.
@@ -60,7 +60,7 @@ class BatchPolicy:
         if known and self._num_unlearnt < 8:
             return
         self._num_unlearnt = 0
-        self.time.add(size, seconds, now)
+        self.time.add(size, seconds, now, elapsed_s)
         self._fastest_s = self.time.fastest_recent_s()
         self._full_s = self.time.seconds(self.sizes.largest)
         self._row_s = self._full_s / self.sizes.largest

@@ -30,8 +30,13 @@ class BatchTime:
         self._measured_at = float("-inf")
         self._weight = self._x = self._y = self._xx = self._xy = 0.0
 
-    def add(self, num_rows: int, seconds: float, now: float) -> None:
-        """Learn that a batch of `num_rows` rows, padding included, took `seconds`."""
+    def add(
+        self, num_rows: int, seconds: float, now: float, elapsed_s: float | None = None
+    ) -> None:
+        """Learn that a batch of `num_rows` rows, padding included, took `seconds`.
+
+        `elapsed_s` is the time on the clock, where `seconds` is time on the processor.
+        """
         if num_rows not in self._seen:
             self._seen.add(num_rows)
             return
@@ -44,7 +49,7 @@ class BatchTime:
         self._xx = keep * self._xx + num_rows * num_rows
         self._xy = keep * self._xy + num_rows * seconds
         self.num_batches += 1
-        self._recent.append(seconds)
+        self._recent.append(seconds if elapsed_s is None else elapsed_s)
         self._measured_at = now
         if self.num_batches < 16 or self.num_batches % 8 == 0:
             self._fit()

@@ -3,6 +3,7 @@
 import asyncio
 import math
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
@@ -92,6 +93,8 @@ class Call(Generic[T]):
             # A future cannot carry this one.
             self.fail(RuntimeError("the function raised StopIteration"))
         elif self._error is not None:
+            # Its frames hold the tensors of what failed, and this call, which holds it.
+            traceback.clear_frames(self._error.__traceback__)
             self.fail(self._error)
         else:
             self.future.set_result(self._result[0])
@@ -135,6 +138,7 @@ class Calls:
             return await call.future
         finally:
             self._waiting.discard(call)
+            del call
 
     def fail(self, error: Exception) -> None:
         """Answer all that wait or run with `error`."""

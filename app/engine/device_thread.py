@@ -61,6 +61,10 @@ class DeviceThread:
         self._stopping = True
         self._work_came.notify()
 
+    def join(self) -> None:
+        """Wait out the last moments of a thread that has said that it ends."""
+        self._thread.join(timeout=1.0)
+
     def _main(self) -> None:
         died_of: BaseException | None = None
         try:

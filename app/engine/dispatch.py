@@ -127,6 +127,7 @@ class Dispatch:
             self._run_inline_soon()
 
     def _thread_ended(self, died_of: BaseException | None) -> None:
+        self._thread.join()
         self.ended.set()
         if died_of is not None:
             logger.error("the device thread died", exc_info=died_of)

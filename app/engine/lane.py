@@ -120,6 +120,8 @@ class Lane:
         finally:
             self._unanswered.discard(item)
             self._notice_drained()
+            # A future that failed knows the error, which knows this frame: no ring, no garbage.
+            del item, future
 
     async def call(
         self, function: Callable[[], T], deadline: float | None = None, priority: int = LOWEST
@@ -184,8 +186,6 @@ class Lane:
                 await self._drained.wait()
         except TimeoutError:
             self.fail(self._refusal or self._closed)
-        # Set for ever, it would be a cycle that keeps the network until the next collection.
-        self._turns.on_over = None
 
     def fail(self, refusal: Callable[[], ServiceError]) -> None:
         """Answer all who wait, and those whose batch runs, with `refusal()`."""

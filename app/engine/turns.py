@@ -5,6 +5,7 @@ A lane has one runner at a time, the device thread or the event loop, so its bat
 
 import logging
 import time
+import traceback
 from collections.abc import Callable, Sequence
 
 from app.engine.batch import Batch, Run, joined
@@ -89,7 +90,10 @@ class Turns:
         """Learn from batches that ran: times, drain rate, memory, and where to run the next."""
         for batch in batches:
             if batch.error is None:
-                self.policy.learn(batch.size, batch.compute_s, now)
+                # On the event loop a pause of the thread is no property of the batch, and would
+                # cut the next ones short.
+                seconds = batch.processor_s if self.is_inline else batch.compute_s
+                self.policy.learn(batch.size, seconds, now, batch.compute_s)
                 continue
             for part in batch.parts:
                 # At once, before the event loop tells them: the rest of their rows is in vain.
@@ -282,6 +286,8 @@ class Turn:
             error = self._error(cause)
             error.__cause__ = cause
             self._turns.fail_item(item, error)
+            # Its frames hold the tensors of the failed forward, and this turn, which holds it.
+            traceback.clear_frames(cause.__traceback__)
 
     def _error(self, cause: Exception) -> ServiceError:
         if self.lost is not None:
