@@ -5,23 +5,20 @@ torch is imported inside the commands, so that `--help` answers at once.
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from training import spoken
 from training.commands import HOME, Device, Home, Json
 
 if TYPE_CHECKING:
     from models.checkpoint import Checkpoint
     from models.store import Version
     from training.importing import Imported
-    from training.info import Info
     from training.measure import Measured
-    from training.report import Report
-
-MOST_CLASSES_SHOWN = 20
 
 Model = Annotated[
     str, typer.Option("--model", "-m", help="A model: digits, digits@production or digits:3.")
@@ -132,7 +129,7 @@ def import_model(
         entry=entry,
     )
     imported = importing.read_import(request)
-    _tell_import(imported)
+    _say(spoken.of_import(imported.manifest, imported.notes))
     measured = _measured(imported, str(check), device) if check else None
     store = ModelStore(home / "models")
     version = importing.publish(imported, store, name, measured)
@@ -187,7 +184,7 @@ def evaluate_model(
         typer.echo(_json({"model": version.name, "version": version.number, **_facts(measured)}))
     else:
         typer.echo(f"{version} on the {measured.part} part of {measured.dataset}")
-        _tell_report(measured.report)
+        _say(spoken.of_report(measured.report))
 
 
 def predict_model(
@@ -226,7 +223,7 @@ def info(as_json: Json = False) -> None:
     if as_json:
         typer.echo(_json(found.to_json()))
     else:
-        _tell_info(found)
+        _say(spoken.of_info(found))
     if found.fault is not None:
         typer.echo(found.fault, err=True)
         raise typer.Exit(1)
@@ -249,14 +246,7 @@ def _measured(imported: "Imported", folder: str, device: str) -> "Measured":
     from training.measure import whole
 
     found = _driven(imported.network, imported.manifest, whole(folder), device)
-    report = found.report
-    low, high = report.accuracy_interval
-    typer.echo(
-        f"accuracy       {report.accuracy:.1%} ({low:.1%} to {high:.1%} with 95 % confidence) "
-        f"on {report.num_samples} samples of {found.dataset}, {found.part} part"
-    )
-    for note in found.notes:
-        typer.echo(f"               {note}")
+    _say(spoken.of_check(found))
     return found
 
 
@@ -276,50 +266,9 @@ def _driven(
     return follow(loop, as_json=as_json)
 
 
-def _tell_import(imported: "Imported") -> None:
-    from training.assumed import describe
-
-    manifest = imported.manifest
-    shown = ", ".join(manifest.labels[:5]) + (", …" if len(manifest.labels) > 5 else "")
-    typer.echo(f"network        {manifest.network.name}, {len(manifest.labels)} classes: {shown}")
-    for note in imported.notes:
-        typer.echo(f"               {note}")
-    typer.echo(f"preprocessing  {describe(manifest.preprocessing)}")
-    typer.echo("               this is assumed; --resize --crop --mean --std --channels change it")
-
-
-def _tell_report(report: "Report") -> None:
-    low, high = report.accuracy_interval
-    top = "".join(f", top {k} {share:.2%}" for k, share in report.top_k.items() if k > 1)
-    typer.echo(f"accuracy     {report.accuracy:.2%} ({low:.2%} to {high:.2%}){top}")
-    typer.echo(f"samples      {report.num_samples}")
-    typer.echo(
-        f"macro        precision {report.macro_precision:.4f}, recall {report.macro_recall:.4f}, "
-        f"F1 {report.macro_f1:.4f}"
-    )
-    typer.echo(f"log loss     {report.negative_log_likelihood:.4f}")
-    typer.echo(f"calibration  error {report.calibration_error:.4f}")
-    occurring = [one for one in report.classes if one.support]
-    if len(occurring) <= MOST_CLASSES_SHOWN:
-        width = max(len(one.label) for one in occurring)
-        typer.echo(f"{'class':{width}}  precision  recall      F1  support")
-        for one in occurring:
-            figures = f"{one.precision:9.4f}  {one.recall:6.4f}  {one.f1:6.4f}  {one.support:7}"
-            typer.echo(f"{one.label:{width}}  {figures}")
-    for pair in report.confused_pairs[:5]:
-        typer.echo(f"{pair.target} taken for {pair.predicted}: {pair.count}")
-
-
-def _tell_info(found: "Info") -> None:
-    for package, version in found.versions.items():
-        typer.echo(f"{package:12} {version}")
-    typer.echo(f"{'python':12} {found.python}, {found.system}")
-    typer.echo(f"{'cuda':12} {found.cuda or 'not in this build of torch'}")
-    typer.echo(f"{'threads':12} {found.num_threads}")
-    for one in found.devices:
-        memory = f", {one.memory_bytes / 2**30:.1f} GiB" if one.memory_bytes else ""
-        typer.echo(f"{one.device:12} {one.name}{memory}, {' and '.join(one.precisions)}")
-        typer.echo(f"{'':12} a small tensor computed there: {one.sample}")
+def _say(lines: Iterable[str]) -> None:
+    for line in lines:
+        typer.echo(line)
 
 
 def _facts(measured: "Measured") -> dict[str, Any]:
