@@ -14,6 +14,7 @@ commands = typer.Typer(
     cls=Commands,
     help="Train, serve, evaluate, fine-tune and promote PyTorch models.",
     no_args_is_help=True,
+    rich_markup_mode="markdown",
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
