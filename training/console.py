@@ -1,11 +1,13 @@
 """How a loop looks while it runs: a bar in a terminal, plain lines elsewhere, JSON for machines."""
 
 import json
+import signal
 import sys
 import time
-from collections.abc import Generator
-from contextlib import AbstractContextManager, closing, nullcontext
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import asdict
+from types import FrameType
 from typing import Any, Final, Protocol, TypeVar
 
 import typer
@@ -27,16 +29,42 @@ class Display(AbstractContextManager[Any], Protocol):
 def follow(loop: Generator[Progress, None, Result], *, as_json: bool = False) -> Result:
     """Drive `loop` to its end and show how it goes; give what it returns.
 
-    An interruption closes the loop, which leaves its snapshot, and is raised again.
+    Raises:
+        KeyboardInterrupt: asked to stop by Ctrl-C or SIGTERM; the loop was closed between two
+            steps, which leaves its snapshot. A second Ctrl-C does not wait for the step.
     """
-    with closing(loop), display_for(as_json) as display:
-        while True:
+    with closing(loop), display_for(as_json) as display, stop_requests() as is_asked_to_stop:
+        while not is_asked_to_stop():
             try:
                 progress = next(loop)
             except StopIteration as stop:
                 result: Result = stop.value
                 return result
             display.show(progress)
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C or SIGTERM came, as a question instead of an exception.
+
+    An exception in the middle of a step would leave weights half changed and nothing to save.
+    """
+    asked = False
+
+    def note(number: int, _: FrameType | None) -> None:
+        nonlocal asked
+        asked = True
+        signal.signal(number, before[number])
+
+    before = {int(one): signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def display_for(as_json: bool) -> Any:

@@ -3,6 +3,7 @@
 Both give the same batches for the same order, so how a dataset is held never changes a result.
 """
 
+import signal
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
@@ -77,6 +78,7 @@ def pieces(samples: Samples, order: Iterable[Batch], num_workers: int) -> Iterat
         num_workers=num_workers,
         prefetch_factor=READ_AHEAD if num_workers else None,
         timeout=WORKER_DEADLINE_S if num_workers else 0,
+        worker_init_fn=_leave_interrupts_alone,
     )
     return iter(loader)
 
@@ -141,6 +143,11 @@ class _Reader(Dataset[Piece]):
                 )
         data = torch.stack([tensor for tensor, _ in read]) if read else torch.empty(0)
         return Piece(data, tuple(digest for _, digest in read), tuple(faults))
+
+
+def _leave_interrupts_alone(_: int) -> None:
+    """A terminal sends Ctrl-C to every process; the one that trains decides when to stop."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _as_read(piece: Any) -> Any:
