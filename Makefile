@@ -18,7 +18,7 @@ serve: setup  ## train the model digits if there is none, and serve on http://12
 	@exec $(BIN)/pytorchlib serve --quickstart
 
 test: setup  ## the quick tests
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 -m "not slow and not gpu"
 
 test-slow: setup  ## real servers, browsers, kills
 	$(BIN)/python -m pytest -m "slow and not gpu"
@@ -35,6 +35,9 @@ check: setup  ## format, lint, types, arrows
 format: setup  ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: setup  ## write the generated pages from the code
+	$(BIN)/python docs/generate.py
 
 bench: setup  ## the benchmarks, as ratios measured in one run
 	$(BIN)/python -m benchmarks
