@@ -42,12 +42,14 @@ def serve(
     labels: ServeLabels = None,
 ) -> None:
     """Answer HTTP requests until Ctrl-C or SIGTERM."""
-    from app.server import listen
-    from app.server import serve as serve_app
+    from app.http.server import listen
+    from app.http.server import serve as serve_app
 
     configure_logging(settings)
     # Bound before anything slow: a taken port is told at once, and early callers wait in line.
     listener = listen(settings.host, settings.port)
+    if import_file is not None:
+        _import_once(settings, import_file, network, name, labels)
     sample = _prepare(settings) if quickstart else None
 
     from app.main import create_app
@@ -55,8 +57,33 @@ def serve(
     stopping = threading.Event()
     app = create_app(settings, draining=stopping.is_set)
     _greet(f"http://{settings.host}:{listener.getsockname()[1]}", sample)
-    code = serve_app(app, sockets=[listener], drain_s=settings.drain_s, on_drain=stopping.set)
+    code = serve_app(
+        app,
+        sockets=[listener],
+        drain_s=settings.drain_s,
+        on_drain=stopping.set,
+        on_refusal=app.state.metrics.count_refusal,
+    )
     raise typer.Exit(code)
+
+
+def _import_once(
+    settings: Settings,
+    weights: Path,
+    network: str | None,
+    name: str | None,
+    labels: Path | None,
+) -> None:
+    """Publish the file that `serve --import` names, unless that has been done before."""
+    if network is None or name is None:
+        raise typer.BadParameter("--import needs --network and --name beside it")
+    from models.store import ModelStore
+    from training.import_once import import_once
+    from training.importing import ImportRequest
+
+    request = ImportRequest(str(weights), network, labels)
+    version, is_new = import_once(request, ModelStore(settings.models_folder), name)
+    typer.echo(f"{weights.name} is {version}{'' if is_new else ', imported before'}")
 
 
 def _prepare(settings: Settings) -> Path:

@@ -9,7 +9,6 @@ from typing import Final
 from fastapi import FastAPI
 from starlette.routing import BaseRoute, Route
 
-from app.access import AccessLog
 from app.api.docs_page import mount_docs
 from app.api.error_answers import RequestEdge, install_error_answers
 from app.api.health import health_routes
@@ -26,8 +25,9 @@ from app.engine.decoding import Decoder
 from app.engine.live import LiveModels
 from app.engine.loading import LoadedVersion, load_version
 from app.engine.predictor import Predictor
+from app.http.access import AccessLog
+from app.http.origin import OriginGuard, OriginPolicy
 from app.metrics import Metrics, ModelFigures
-from app.origin import OriginGuard, OriginPolicy
 from app.settings import Settings
 from models.device import choose_device, thread_count
 from models.picture import PictureLimits
@@ -65,6 +65,9 @@ def create_app(settings: Settings, *, draining: Callable[[], bool] = lambda: Fal
     engine = build_engine(settings)
     metrics = Metrics(figures=lambda: _figures(engine.live))
 
+    def not_ready() -> str | None:
+        return _not_ready(engine, draining)
+
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         engine.batcher.start()
@@ -82,10 +85,11 @@ def create_app(settings: Settings, *, draining: Callable[[], bool] = lambda: Fal
         lifespan=lifespan,
     )
     app.state.engine = engine
+    app.state.metrics = metrics
     # First in the list: every request walks it from the start.
-    app.router.routes[:0] = _hot_routes(settings, engine.live)
+    app.router.routes[:0] = _hot_routes(settings, engine.live, not_ready)
     app.include_router(registry_routes(engine.store, engine.live))
-    app.include_router(health_routes(lambda: _not_ready(engine, draining), metrics))
+    app.include_router(health_routes(not_ready, metrics))
     mount_docs(app)
     install_schema(
         app, {PREDICT_PATH: predict_entry(settings.max_picture_bytes), **v2_entries()}, TAGS
@@ -139,7 +143,9 @@ def build_engine(settings: Settings) -> Engine:
     return Engine(store, batcher, decoder, live)
 
 
-def _hot_routes(settings: Settings, live: LiveModels) -> list[BaseRoute]:
+def _hot_routes(
+    settings: Settings, live: LiveModels, not_ready: Callable[[], str | None]
+) -> list[BaseRoute]:
     """The routes that compute: plain ASGI, outside FastAPI's dependency tree."""
     predict = PredictRoute(
         live,
@@ -155,7 +161,10 @@ def _hot_routes(settings: Settings, live: LiveModels) -> list[BaseRoute]:
     v2 = V2Options(
         limits, version("pytorchlib"), settings.max_batch_items, settings.request_timeout_ms
     )
-    return [Route(PREDICT_PATH, predict, methods=["POST"]), *v2_routes(live, v2)]
+    return [
+        Route(PREDICT_PATH, predict, methods=["POST"]),
+        *v2_routes(live, v2, not_ready=not_ready),
+    ]
 
 
 def _not_ready(engine: Engine, draining: Callable[[], bool]) -> str | None:

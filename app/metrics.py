@@ -6,6 +6,7 @@ never anything a client can invent, so the number of series is bounded.
 """
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
@@ -80,6 +81,7 @@ class Metrics(Collector):
         self._figures = figures
         self._device_memory_bytes = device_memory_bytes
         self._requests: dict[tuple[str, str, str, str], Histogram] = {}
+        self._refusals: Counter[str] = Counter()
         self.registry = CollectorRegistry()
         self.registry.register(self)
 
@@ -93,6 +95,10 @@ class Metrics(Collector):
             histogram = self._requests[key] = Histogram(LATENCY_BUCKETS_S)
         histogram.observe(seconds)
 
+    def count_refusal(self, code: str) -> None:
+        """Count a request that was refused before it was one: malformed, too slow, too large."""
+        self._refusals[code] += 1
+
     def expose(self) -> bytes:
         """All series in Prometheus' text format."""
         return generate_latest(self.registry)
@@ -104,6 +110,14 @@ class Metrics(Collector):
     def collect(self) -> Iterator[Metric]:
         """Called by the registry at each scrape."""
         yield self._request_family()
+        refusals = CounterMetricFamily(
+            "pytorchlib_http_refusals",
+            "Requests refused below the framework, which no route has seen.",
+            labels=["code"],
+        )
+        for code, count in self._refusals.items():
+            refusals.add_metric([code], count)
+        yield refusals
         figures = list(self._figures())
         yield from _model_families(figures)
         loaded = GaugeMetricFamily("pytorchlib_versions_loaded", "Versions that are live.")

@@ -11,7 +11,7 @@ from typing import Any
 
 from starlette.types import ASGIApp
 
-from app.server import HttpServer, listen
+from app.http.server import HttpServer, listen
 
 WAIT_S = 5.0
 

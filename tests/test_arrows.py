@@ -30,10 +30,10 @@ FORBIDDEN_IMPORTS = {
 
 # The parts of app from the ground up: each imports what lies below it, never a neighbour.
 LEVELS = (
-    {"settings", "errors", "metrics", "auth", "refusal"},
-    {"limits", "answer", "logs", "access", "flags"},
-    {"engine", "jobs", "http", "origin"},
-    {"promotion", "server"},
+    {"settings", "errors", "metrics", "auth"},
+    {"logs", "flags"},
+    {"engine", "jobs", "http"},
+    {"promotion"},
     {"api"},
     {"main"},
     {"__main__"},

@@ -18,11 +18,11 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from app.http_chunks import ChunkedBody
-from app.http_head import CHUNKED, HeadGrammar, UpgradeAsked
-from app.http_limits import HttpLimits
-from app.http_protocol import connection_class
-from app.refusal import HttpRefusal
+from app.http.chunks import ChunkedBody
+from app.http.head import CHUNKED, HeadGrammar, UpgradeAsked
+from app.http.limits import HttpLimits
+from app.http.protocol import connection_class
+from app.http.refusal import HttpRefusal
 
 SHORT = HttpLimits(
     first_byte_s=0.2,

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from app.http_watch import Watch
+from app.http.watch import Watch
 
 
 class Counted:

@@ -9,8 +9,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from app.origin import HostList, OriginGuard, OriginPolicy
-from app.refusal import HttpRefusal
+from app.http.origin import HostList, OriginGuard, OriginPolicy
+from app.http.refusal import HttpRefusal
 
 UNSAFE = ["POST", "PUT", "PATCH", "DELETE"]
 PAGE_POLICY = "default-src 'self'"

@@ -18,7 +18,7 @@ SERVER = """
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
-from app.server import listen, serve
+from app.http.server import listen, serve
 
 async def home(request):
     return PlainTextResponse("home")
@@ -30,7 +30,7 @@ serve(Starlette(routes=[Route("/", home)]), sockets=[listener], drain_s=0)
 
 ATTACK = """
 import contextlib, os, select, socket, sys, time
-from app.server import raise_open_files_limit
+from app.http.server import raise_open_files_limit
 
 port, num_each = int(sys.argv[1]), int(sys.argv[2])
 raise_open_files_limit()

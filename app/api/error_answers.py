@@ -12,9 +12,11 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import STATUS, BadInput, Refusal, refusal_of, v1_body
-from app.refusal import HttpRefusal
+from app.http.refusal import HttpRefusal
 
 log = logging.getLogger(__name__)
+
+JSON = "application/json"
 
 
 class RequestEdge:
@@ -85,6 +87,8 @@ def error_response(
     headers = dict(headers or {})
     if refusal.retry_after_s is not None:
         headers["Retry-After"] = str(max(1, math.ceil(refusal.retry_after_s)))
-    is_v2 = request.url.path.startswith("/v2")
-    body = {"error": refusal.message} if is_v2 else v1_body(refusal)
-    return Response(orjson.dumps(body), refusal.status, headers, "application/json")
+    if request.scope["path"].startswith("/v2"):
+        # That protocol knows one status for a request that is understood and wrong.
+        status = 400 if refusal.status == 422 else refusal.status
+        return Response(orjson.dumps({"error": refusal.message}), status, headers, JSON)
+    return Response(orjson.dumps(v1_body(refusal)), refusal.status, headers, JSON)

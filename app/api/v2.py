@@ -107,6 +107,7 @@ class InferRoute:
         try:
             body = await self._body(headers, receive)
             predictor = await self._live.get(**_reference(scope["path_params"]))
+            scope["model"] = predictor  # for the count of requests by model and version
             request = await self._parsed(body, headers, predictor)
             deadline = arrived + self._patience_s(request, headers)
             with WhileCallerWaits(receive):

@@ -7,7 +7,7 @@ front may read differently. What passes here, both read alike (RFC 9112, section
 import re
 from typing import Final
 
-from app.refusal import HttpRefusal
+from app.http.refusal import HttpRefusal
 
 CHUNKED: Final = -1
 

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Iterable, Mapping
 
 from starlette.types import Message, Receive, Send
 
-from app.refusal import CLOSED_CONTENT_POLICY, SAFE_HEADERS, HttpRefusal
+from app.http.refusal import CLOSED_CONTENT_POLICY, SAFE_HEADERS, HttpRefusal
 
 
 class SafeHeaders:

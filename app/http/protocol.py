@@ -18,11 +18,11 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
-from app.http_chunks import ChunkedBody
-from app.http_head import CHUNKED, HeadGrammar, UpgradeAsked, check_unfinished, without_upgrade
-from app.http_limits import HttpLimits
-from app.http_watch import Watch
-from app.refusal import CLOSED_CONTENT_POLICY, SAFE_HEADERS, HttpRefusal
+from app.http.chunks import ChunkedBody
+from app.http.head import CHUNKED, HeadGrammar, UpgradeAsked, check_unfinished, without_upgrade
+from app.http.limits import HttpLimits
+from app.http.refusal import CLOSED_CONTENT_POLICY, SAFE_HEADERS, HttpRefusal
+from app.http.watch import Watch
 
 try:
     import httptools

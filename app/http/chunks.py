@@ -7,8 +7,8 @@ to the headers of a request that is already under way, and the parsers differ on
 import re
 from typing import Final
 
-from app.http_head import FIELD, malformed
-from app.refusal import HttpRefusal
+from app.http.head import FIELD, malformed
+from app.http.refusal import HttpRefusal
 
 MAX_LINE_BYTES: Final = 512
 SIZE_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,12})([ \t]*;[\t -~\x80-\xff]*)?\r\n")

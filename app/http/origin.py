@@ -16,8 +16,8 @@ from typing import Final
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.answer import Answer, CountedBody, SafeHeaders, body_too_large, safe_headers
-from app.refusal import HttpRefusal
+from app.http.answer import Answer, CountedBody, SafeHeaders, body_too_large, safe_headers
+from app.http.refusal import HttpRefusal
 
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 PROBES: Final = frozenset({"/livez", "/readyz"})

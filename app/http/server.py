@@ -19,8 +19,8 @@ from typing import Any, Final, cast
 from starlette.types import ASGIApp
 from uvicorn import Config, Server
 
-from app.http_limits import HttpLimits
-from app.http_protocol import GuardedHttp, Parser
+from app.http.limits import HttpLimits
+from app.http.protocol import GuardedHttp, Parser
 
 CLOSE: Final = (b"connection", b"close")
 BACKLOG: Final = 2048
