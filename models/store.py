@@ -10,55 +10,78 @@ The folders are the truth: any process may publish into them, and nothing here i
 
 import contextlib
 import difflib
-import fcntl
+import errno
 import json
 import os
 import re
 import shutil
-import time
-import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from types import EllipsisType
+from typing import Any, Final
 
-from models.checkpoint import MANIFEST, read_manifest, sync_folder, verify
+from models.aliases import Aliases, AliasMove
+from models.checkpoint import (
+    MANIFEST,
+    CheckpointError,
+    load,
+    parse_manifest,
+    read_manifest,
+    sync_folder,
+    verify,
+)
+from models.file_lock import locked
+from models.journal import append_line, parse_line, read_lines
 from models.manifest import Manifest
+from models.staging import new_name, staging_folder, sweep
+from models.store_error import (
+    AliasMoved,
+    BadName,
+    LocksUnsupported,
+    RunMismatch,
+    StoreBusy,
+    StoreDamaged,
+    StoreError,
+    UnknownModel,
+    UnknownVersion,
+    VersionInUse,
+)
 
-PRODUCTION = "production"
-LOCK_DEADLINE_S = 30.0
-STAGING_KEPT_S = 24 * 3600.0
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-_ALIAS = re.compile(r"[a-z][a-z0-9_-]{0,63}")
+__all__ = [
+    "PRODUCTION",
+    "AliasMove",
+    "AliasMoved",
+    "BadName",
+    "LocksUnsupported",
+    "ModelStore",
+    "RunMismatch",
+    "StoreBusy",
+    "StoreDamaged",
+    "StoreError",
+    "UnknownModel",
+    "UnknownVersion",
+    "Version",
+    "VersionInUse",
+]
 
-
-class StoreError(Exception):
-    """The store cannot do what was asked."""
-
-
-class BadName(StoreError):
-    """A model or alias name is not one."""
-
-
-class UnknownModel(StoreError):
-    """No model goes by this name."""
-
-
-class UnknownVersion(StoreError):
-    """The model has no such version or alias."""
-
-
-class AliasMoved(StoreError):
-    """The alias does not hold the version that the caller expected."""
-
-
-class VersionInUse(StoreError):
-    """An alias holds the version that was to be deleted."""
-
-
-class StoreBusy(StoreError):
-    """Another process has held the model's lock for too long."""
+PRODUCTION: Final = "production"
+_ALIASES: Final = "aliases.jsonl"
+_TOMBSTONES: Final = "tombstones.jsonl"
+_NO_LOCKS: Final = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS})
+# Windows keeps these for devices, whatever follows a dot; a store may lie on a disk it shares.
+_DEVICES: Final = r"(?!(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\.|$))"
+_NAME: Final = re.compile(rf"{_DEVICES}[a-z0-9](?:[a-z0-9._-]{{0,62}}[a-z0-9_-])?")
+_ALIAS: Final = re.compile(r"[a-z][a-z0-9_-]{0,63}")
+_NUMBER: Final = re.compile(r"[1-9][0-9]{0,8}")
+_NAME_RULE: Final = (
+    "at most 64 of lower-case letters, digits, '.', '_' and '-', beginning with a letter or "
+    "digit, not ending in '.', and no name that Windows keeps for a device"
+)
+_ALIAS_RULE: Final = (
+    "at most 64 of lower-case letters, digits, '_' and '-', beginning with a letter"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,43 +100,29 @@ class Version:
         return read_manifest(self.folder)
 
 
-@dataclass(frozen=True, slots=True)
-class AliasMove:
-    """One line of an alias's history; `to` is None where the alias was removed."""
-
-    alias: str
-    to: int | None
-    previous: int | None
-    at: str
-    by: str
-    why: str
-    evidence: dict[str, Any] = field(default_factory=dict)
-
-
 class ModelStore:
     """Models in one folder, which is made when something is first published.
 
     Args:
         folder: where the models rest.
+        lock_timeout_s: how long to wait for another process that changes the same model.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, lock_timeout_s: float = 30.0) -> None:
         self.folder = folder
+        self._lock_timeout_s = lock_timeout_s
 
     def names(self) -> list[str]:
         """Models with at least one version, sorted."""
-        if not self.folder.is_dir():
-            return []
-        found = (path.name for path in self.folder.iterdir() if _NAME.fullmatch(path.name))
-        return sorted(name for name in found if self.versions(name))
+        return sorted(home.name for home in self._homes() if self.versions(home.name))
 
     def versions(self, name: str) -> list[int]:
         """Published numbers of `name`, ascending; empty where there are none."""
         try:
-            entries = os.listdir(self.folder / _checked(name, _NAME, "model"))
+            entries = os.listdir(self._home(name))
         except FileNotFoundError:
             return []
-        return sorted(int(entry) for entry in entries if entry.isdecimal() and entry != "0")
+        return sorted(int(entry) for entry in entries if _NUMBER.fullmatch(entry))
 
     def version(self, name: str, number: int) -> Version:
         """One version by its number.
@@ -121,7 +130,7 @@ class ModelStore:
         Raises:
             UnknownModel, UnknownVersion: the sentence lists what there is.
         """
-        folder = self.folder / _checked(name, _NAME, "model") / str(number)
+        folder = self._home(name) / str(number)
         if (folder / MANIFEST).is_file():
             return Version(name, number, folder)
         numbers = self.versions(name)
@@ -142,8 +151,8 @@ class ModelStore:
         name, colon, number = reference.partition(":")
         if not colon:
             return self._holder(name, PRODUCTION)
-        if not (number.isascii() and number.isdecimal() and len(number) < 10):
-            raise BadName(f"a version is a number: {reference!r} has {number!r}")
+        if not _NUMBER.fullmatch(number):
+            raise BadName(f"a version is a number from 1: {reference[:80]!r} is none")
         return self.version(name, int(number))
 
     def publish(
@@ -157,40 +166,43 @@ class ModelStore:
     ) -> Version:
         """Publish what `write` puts into the folder it is given.
 
-        The same digest, or the same `run`, gives the version that is already there. The first
-        version of a model becomes its `production`.
+        The same digest, or the same `run`, gives the version that is already there, if its files
+        are still what they were. The first version of a model becomes its `production`.
 
         Args:
             name: lower-case letters, digits, `.`, `_`, `-`; at most 64.
             write: writes a sealed checkpoint (`models.checkpoint.save`) into an empty folder.
-            run: what made it; a second publication of one run changes nothing.
+            run: what made it, as in its lineage; a second publication of one run changes nothing.
             by: who publishes, for the history.
             why: one sentence for the history, used if an alias moves.
 
         Raises:
-            BadName: of `name`. StoreBusy: the lock was not to be had in 30 seconds.
-            models.checkpoint.CheckpointError: what was written does not verify.
+            BadName: of `name`. StoreBusy: another process holds the model's lock.
+            RunMismatch: the lineage names another run.
+            models.checkpoint.CheckpointError, models.networks.NetworkError: what was written
+                cannot be loaded.
         """
-        home = self.folder / _checked(name, _NAME, "model")
+        home = self._home(name)
         home.mkdir(parents=True, exist_ok=True)
         sync_folder(self.folder)
-        _sweep(home)
-        staging = home / f".staging-{uuid.uuid4().hex}"
-        staging.mkdir()
-        try:
+        with staging_folder(home, self._locked(home)) as staging:
             write(staging)
-            manifest = read_manifest(staging)
-            verify(staging, manifest)
+            manifest = load(staging).manifest
+            if run not in (None, manifest.lineage.run):
+                raise RunMismatch(f"run {run!r} publishes the work of {manifest.lineage.run!r}")
             _make_read_only(staging)
             with self._locked(home):
                 version = self._existing(name, manifest, run)
                 if version is None:
                     version = self._rename(name, staging)
-                if self._state(name).get(PRODUCTION) is None and len(self.versions(name)) == 1:
-                    self._append_move(name, PRODUCTION, version.number, None, by, why, {})
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+                self._appoint_first(name, by, why)
         return version
+
+    def sweep(self) -> None:
+        """Remove what dead writers left behind; publishing does it too, for its own model."""
+        for home in self._homes():
+            with self._locked(home):
+                sweep(home)
 
     def delete(self, name: str, number: int, *, by: str = "local") -> None:
         """Remove a version that no alias holds; its number stays used.
@@ -198,15 +210,16 @@ class ModelStore:
         Raises:
             VersionInUse: an alias holds it. UnknownModel, UnknownVersion: it is not there.
         """
-        home = self.folder / _checked(name, _NAME, "model")
+        home = self._home(name)
         with self._locked(home, name):
             version = self.version(name, number)
-            held = [alias for alias, holder in self._state(name).items() if holder == number]
+            holders = self._aliases(name).holders()
+            held = [alias for alias, holder in holders.items() if holder == number]
             if held:
                 raise VersionInUse(f"{version} is held by {', '.join(held)}; move that first")
-            grave = {"version": number, "digest": version.manifest().digest, "by": by, "at": _now()}
-            _append_line(home / "tombstones.jsonl", grave)
-            doomed = home / f".staging-{uuid.uuid4().hex}"
+            grave = {"version": number, "digest": _digest(version), "by": by, "at": _now()}
+            append_line(home / _TOMBSTONES, grave)
+            doomed = new_name(home)
             version.folder.rename(doomed)
             sync_folder(home)
         shutil.rmtree(doomed, ignore_errors=True)
@@ -215,17 +228,20 @@ class ModelStore:
         """Alias -> number of the version that it holds now.
 
         Raises:
-            UnknownModel: no such model.
+            UnknownModel: no such model. StoreDamaged: its history cannot be read.
         """
         if not self.versions(name):
             raise self._unknown(name)
-        return {alias: number for alias, number in self._state(name).items() if number is not None}
+        return self._aliases(name).holders()
 
     def history(self, name: str, alias: str | None = None) -> list[AliasMove]:
-        """Every move of `alias`, or of all of the model's aliases, oldest first."""
-        path = self.folder / _checked(name, _NAME, "model") / "aliases.jsonl"
-        moves = [AliasMove(**line) for line in _read_lines(path)]
-        return [move for move in moves if alias is None or move.alias == alias]
+        """Every move of `alias`, or of all of the model's aliases, oldest first.
+
+        Raises:
+            StoreDamaged: a line of it cannot be read.
+        """
+        moves = list(self._aliases(name).newest_first())
+        return [move for move in reversed(moves) if alias is None or move.alias == alias]
 
     def move_alias(
         self,
@@ -233,7 +249,7 @@ class ModelStore:
         alias: str,
         to: int | None,
         *,
-        expected: int | None | type[Any] = Any,
+        expected: int | None | EllipsisType = ...,
         by: str = "local",
         why: str = "",
         evidence: dict[str, Any] | None = None,
@@ -241,28 +257,43 @@ class ModelStore:
         """Let `alias` hold version `to`, or nothing where `to` is None.
 
         Args:
-            expected: the number that it must hold now (None for nothing); `Any` asks nothing.
+            expected: the number that it must hold now, None for nothing; left out, whatever.
 
         Raises:
             AliasMoved: it holds another version than expected; nothing is changed.
             BadName, UnknownModel, UnknownVersion: of the names given. StoreBusy: the lock.
+            ValueError, TypeError: the evidence cannot be written as JSON.
         """
-        home = self.folder / _checked(name, _NAME, "model")
-        _checked(alias, _ALIAS, "alias")
+        home = self._home(name)
+        _checked(alias, _ALIAS, _ALIAS_RULE)
         with self._locked(home, name):
             if to is not None:
                 self.version(name, to)
-            holder = self._state(name).get(alias)
-            if expected is not Any and holder != expected:
-                raise AliasMoved(f"{name}@{alias} holds {holder}, not {expected}")
-            return self._append_move(name, alias, to, holder, by, why, evidence or {})
+            aliases = self._aliases(name)
+            holder = aliases.holder(alias)
+            if expected is not ... and holder != expected:
+                raise AliasMoved(
+                    f"{name}@{alias} holds {holder or 'nothing'}, not {expected or 'nothing'}"
+                )
+            return aliases.append(alias, to, by=by, why=why, evidence=evidence or {})
+
+    def _homes(self) -> list[Path]:
+        if not self.folder.is_dir():
+            return []
+        return [path for path in self.folder.iterdir() if _NAME.fullmatch(path.name)]
+
+    def _home(self, name: str) -> Path:
+        return self.folder / _checked(name, _NAME, _NAME_RULE)
+
+    def _aliases(self, name: str) -> Aliases:
+        return Aliases(self._home(name) / _ALIASES)
 
     def _holder(self, name: str, alias: str) -> Version:
-        _checked(alias, _ALIAS, "alias")
-        state = self.aliases(name)
-        if alias in state:
-            return self.version(name, state[alias])
-        listed = ", ".join(sorted(state)) or "none"
+        _checked(alias, _ALIAS, _ALIAS_RULE)
+        number = self._aliases(name).holder(alias)
+        if number is not None:
+            return self.version(name, number)
+        listed = ", ".join(sorted(self.aliases(name))) or "none"
         raise UnknownVersion(f"{name} has no alias {alias!r}; there are: {listed}")
 
     def _unknown(self, name: str) -> UnknownModel:
@@ -271,110 +302,94 @@ class ModelStore:
         hint = f"; the nearest are {', '.join(near)}" if near else "; the store is empty"
         return UnknownModel(f"no model is called {name!r}{hint}")
 
-    def _state(self, name: str) -> dict[str, int | None]:
-        return {move.alias: move.to for move in self.history(name)}
-
     def _existing(self, name: str, manifest: Manifest, run: str | None) -> Version | None:
+        """The version with this digest or of this run, if it is whole.
+
+        A manifest whose text holds neither is not parsed: a thousand versions take milliseconds,
+        and there is no index beside the folders that could contradict them.
+        """
+        wanted = [
+            json.dumps(text, ensure_ascii=False).encode()
+            for text in (manifest.digest, run)
+            if text is not None
+        ]
         for number in reversed(self.versions(name)):
-            version = self.version(name, number)
-            published = version.manifest()
-            same_run = run is not None and published.lineage.run == run
-            if same_run or published.digest == manifest.digest:
-                return version
+            version = Version(name, number, self.folder / name / str(number))
+            with contextlib.suppress(OSError, CheckpointError):
+                text = (version.folder / MANIFEST).read_bytes()
+                if any(value in text for value in wanted):
+                    published = parse_manifest(text)
+                    same_run = run is not None and published.lineage.run == run
+                    if same_run or published.digest == manifest.digest:
+                        verify(version.folder, published)
+                        return version
         return None
 
     def _rename(self, name: str, staging: Path) -> Version:
         home = self.folder / name
-        used = [*self.versions(name), 0]
-        used += [int(line["version"]) for line in _read_lines(home / "tombstones.jsonl")]
-        version = Version(name, max(used) + 1, home / str(max(used) + 1))
+        number = max([*self.versions(name), *_buried(home / _TOMBSTONES)], default=0) + 1
+        version = Version(name, number, home / str(number))
         staging.rename(version.folder)
         sync_folder(home)
         return version
 
-    def _append_move(
-        self,
-        name: str,
-        alias: str,
-        to: int | None,
-        previous: int | None,
-        by: str,
-        why: str,
-        evidence: dict[str, Any],
-    ) -> AliasMove:
-        move = AliasMove(alias, to, previous, _now(), by, why, evidence)
-        _append_line(self.folder / name / "aliases.jsonl", asdict(move))
-        return move
+    def _appoint_first(self, name: str, by: str, why: str) -> None:
+        """Let `production`, if nobody ever moved it, hold the first version.
+
+        That is the one just published, or one whose publisher died before it came to this.
+        """
+        aliases = self._aliases(name)
+        if aliases.last_move(PRODUCTION) is None:
+            aliases.append(PRODUCTION, self.versions(name)[0], by=by, why=why, evidence={})
 
     @contextlib.contextmanager
     def _locked(self, home: Path, name: str | None = None) -> Iterator[None]:
         """Hold the model's lock; `name`, where given, must be a model that exists."""
         if name is not None and not self.versions(name):
             raise self._unknown(name)
-        descriptor = os.open(home / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            _flock(descriptor, home)
-            yield
-        finally:
-            os.close(descriptor)
+            with locked(home / ".lock", self._lock_timeout_s):
+                yield
+        except TimeoutError:
+            raise StoreBusy(
+                f"another process has been changing {home.name} for {self._lock_timeout_s:g} s"
+            ) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            raise LocksUnsupported(
+                f"the disk of {home.parent} cannot lock files ({error.strerror}); put the store "
+                "on one that can"
+            ) from None
 
 
-def _flock(descriptor: int, home: Path) -> None:
-    deadline = time.monotonic() + LOCK_DEADLINE_S
-    while True:
-        try:
-            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise StoreBusy(
-                    f"{home.name} has been locked by another process for {LOCK_DEADLINE_S:.0f} s"
-                ) from None
-            time.sleep(0.02)
-
-
-def _checked(text: str, pattern: re.Pattern[str], kind: str) -> str:
+def _checked(text: str, pattern: re.Pattern[str], rule: str) -> str:
     if pattern.fullmatch(text):
         return text
-    raise BadName(f"{text[:80]!r} is no {kind} name: it must match {pattern.pattern}")
+    raise BadName(f"{text[:80]!r} is no name here; a name is {rule}")
+
+
+def _digest(version: Version) -> str | None:
+    """None where the manifest is damaged: such a version must be possible to delete."""
+    try:
+        return version.manifest().digest
+    except CheckpointError:
+        return None
 
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """Whole lines only: one without its newline was never finished."""
-    try:
-        lines = path.read_bytes().split(b"\n")[:-1]
-    except FileNotFoundError:
-        return []
-    return [json.loads(line) for line in lines if line]
-
-
-def _append_line(path: Path, line: dict[str, Any]) -> None:
-    """Append under the caller's lock, over a torn last line if there is one, and sync."""
-    existed = path.exists()
-    with path.open("ab") as file:
-        size = file.tell()
-        if size:
-            whole = path.read_bytes().rfind(b"\n") + 1
-            file.truncate(whole)
-        file.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-    if not existed:
-        sync_folder(path.parent)
+def _buried(path: Path) -> list[int]:
+    """Numbers of deleted versions."""
+    numbers = [parse_line(path, line).get("version") for line in read_lines(path)]
+    if not all(isinstance(number, int) for number in numbers):
+        raise StoreDamaged(f"{path.parent.name}/{path.name} has a line without a version")
+    return [number for number in numbers if isinstance(number, int)]
 
 
 def _make_read_only(folder: Path) -> None:
     """A served network maps these files: an edit in place would change its weights."""
     for path in folder.iterdir():
         path.chmod(0o444)
-
-
-def _sweep(home: Path) -> None:
-    """Remove what a writer left behind that died more than a day ago."""
-    for path in home.glob(".staging-*"):
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - path.stat().st_mtime > STAGING_KEPT_S:
-                shutil.rmtree(path, ignore_errors=True)
