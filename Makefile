@@ -36,9 +36,6 @@ format: setup  ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: setup  ## write the generated pages from the code
-	$(BIN)/python docs/generate.py
-
 bench: setup  ## the benchmarks, as ratios measured in one run
 	$(BIN)/python -m benchmarks
 

@@ -1,6 +1,7 @@
 """What a newcomer types first: locks that are whole, make's sentences, the image, the wheel."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -68,7 +69,14 @@ def test_what_is_served_is_what_is_tested() -> None:
         assert pins == tested[name], f"{name} differs between the locks: run `make lock`"
 
 
-def make(folder: Path, target: str, python: str) -> str:
+def run_make(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run make as from a shell, though these tests may run under make themselves."""
+    environment = {name: value for name, value in os.environ.items() if name != "MAKEFLAGS"}
+    command = ["make", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, env=environment)
+
+
+def make_fails(folder: Path, target: str, python: str) -> str:
     """Run a target with `python` as the interpreter's source; return what make says."""
     shutil.copy(ROOT / "Makefile", folder)
     for name in ("pyproject.toml", *LOCKS):
@@ -76,22 +84,33 @@ def make(folder: Path, target: str, python: str) -> str:
     fake = folder / "fake-python"
     fake.write_text(f'#!/bin/sh\nexec "{sys.executable}" -c "{python}; exec(sys.argv[2])" "$@"\n')
     fake.chmod(0o755)
-    command = ["make", "-C", str(folder), target, "PYTHON=./fake-python"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    done = run_make("-C", str(folder), target, "PYTHON=./fake-python")
     assert done.returncode != 0
     assert not (folder / ".venv").exists()
     return done.stderr + done.stdout
 
 
 def test_an_old_python_is_told_what_to_do(tmp_path: Path) -> None:
-    said = make(tmp_path, "serve", "import sys; sys.version_info = (3, 9); sys.version = '3.9.2'")
+    said = make_fails(
+        tmp_path, "serve", "import sys; sys.version_info = (3, 9); sys.version = '3.9.2'"
+    )
     assert "needs Python 3.11 or newer, and ./fake-python is 3.9.2" in said
     assert "make serve PYTHON=python3.12" in said
 
 
 def test_a_python_without_venv_is_told_what_to_do(tmp_path: Path) -> None:
-    said = make(tmp_path, "setup", "import sys; sys.modules['ensurepip'] = None")
+    said = make_fails(tmp_path, "setup", "import sys; sys.modules['ensurepip'] = None")
     assert "apt-get install python3-venv" in said
+
+
+def test_make_knows_every_target_once_and_says_what_it_does() -> None:
+    listed = run_make("-C", str(ROOT))
+    targets = re.findall(r"^  ([a-z-]+) +\w", listed.stdout, re.MULTILINE)
+    [phony] = re.findall(r"^\.PHONY: (.*)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert listed.stderr == ""
+    assert targets == phony.split()
+    called = re.findall(r"^make ([a-z-]+)", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+    assert called == ["check", "test", "test-slow"]
 
 
 def instructions(stage: int) -> list[tuple[str, str]]:
