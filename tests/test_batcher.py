@@ -234,6 +234,20 @@ async def test_several_outputs_keep_their_names() -> None:
         assert torch.equal(outputs["rows"], inputs + 1)
 
 
+async def test_answers_outlive_the_memory_that_batches_share() -> None:
+    """Large batches are laid out in the same memory; an answer may not be a view of it."""
+    async with started() as batcher:
+        gate = Gate(lambda batch: {"y": batch, "view": batch[:, ::2]})
+        lane = batcher.open_lane("large", gate, THREAD, row_shape=(60_000,))
+        gate.open()
+        inputs = [torch.full((1, 60_000), float(n)) for n in range(16)]
+        answers = await asyncio.gather(*(lane.submit(each) for each in inputs))
+        assert max(answer.batch_size for answer in answers) > 1
+        for given, answer in zip(inputs, answers, strict=True):
+            assert torch.equal(answer.outputs["y"], given)
+            assert torch.equal(answer.outputs["view"], given[:, ::2])
+
+
 @pytest.mark.parametrize(
     "inputs",
     [

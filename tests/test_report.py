@@ -161,10 +161,10 @@ def test_most_confused_pairs_come_first():
 
 def test_ties_are_answered_as_argmax_answers_them():
     counts = Counts(3)
-    counts.update(torch.zeros(2, 3), torch.tensor([0, 2]))
+    counts.update(torch.zeros(4, 3), torch.tensor([0, 0, 0, 2]))
     report = counts.report(["a", "b", "c"], top_k=(1, 2, 3))
-    assert report.accuracy == report.top_k[1] == 0.5
-    assert report.top_k == {1: 0.5, 2: 0.5, 3: 1.0}
+    assert report.accuracy == report.top_k[1] == 0.75
+    assert report.top_k == {1: 0.75, 2: 0.75, 3: 1.0}
 
 
 def test_logits_that_differ_by_a_last_bit_are_no_tie():

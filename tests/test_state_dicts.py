@@ -181,6 +181,9 @@ def test_a_small_file_cannot_claim_a_large_memory(tmp_path):
     assert path.stat().st_size < 4096
     with pytest.raises(StateDictDamaged, match="claims 4398046511104 bytes"):
         read_state_dict(path)
+    less = saved(tmp_path / "less.pt", {"a": torch.zeros(1).expand(500)})
+    with pytest.raises(StateDictDamaged, match="a claims 2000 bytes; the file does not hold"):
+        read_state_dict(less)
     many = {f"w{i}": (shared := torch.zeros(100_000)) if i == 0 else shared for i in range(20)}
     with pytest.raises(StateDictDamaged, match="bytes of weights"):
         read_state_dict(saved(tmp_path / "many.pt", many))

@@ -9,6 +9,7 @@ from models.preprocessing import (
     Color,
     Crop,
     Decode,
+    Interpolation,
     Normalize,
     Orient,
     Preprocessing,
@@ -36,7 +37,11 @@ def draft_preprocessing(look: Look, picture_size: int = 0) -> Preprocessing:
         return Preprocessing(steps=(TensorInput(shape=look.shape),))
     side = picture_size or _own_side(look)
     is_square = len(set(look.shape[1:])) == 1
-    fit: tuple[Step, ...] = (Resize(size=(side, side)),)
+    # Pictures of one small size are never resized while training; sent enlarged, as people do to
+    # see them, the box filter gives their own pixels back where others would blur them.
+    own_size = is_square and side == look.shape[1]
+    interpolation: Interpolation = "box" if own_size else "bilinear"
+    fit: tuple[Step, ...] = (Resize(size=(side, side), interpolation=interpolation),)
     if not is_square:
         fit = (Resize(size=side), Crop(size=(side, side)))
     color = Color(mode="L" if look.shape[0] == 1 else "RGB")

@@ -51,14 +51,14 @@ def _train(store: "ModelStore") -> None:
 
 
 def _write_picture(path: Path) -> None:
-    """The first picture of the test part, enlarged; the `digits` preprocessing undoes that."""
+    """The first picture of the test part, enlarged; the preprocessing of `digits` undoes that."""
     from PIL import Image
 
     from training.config import TrainConfig
     from training.datasets import open_dataset
     from training.progress import drive
+    from training.samples import picture_of
 
     dataset = drive(open_dataset(TrainConfig.of(dataset=NAME)))
     pixels = dataset.parts[dataset.measured_on].samples.read(0)[0]
-    image = Image.fromarray(pixels[0].numpy())
-    image.resize((SHOWN_AT, SHOWN_AT), Image.Resampling.NEAREST).save(path)
+    picture_of(pixels).resize((SHOWN_AT, SHOWN_AT), Image.Resampling.NEAREST).save(path)

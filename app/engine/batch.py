@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from app.engine.item_queue import Outputs, Part
+from app.engine.scratch import Scratch
 
 # A forward over [size, ...] rows in host memory; every output has `size` rows.
 Run = Callable[[Tensor], Mapping[str, Tensor]]
@@ -34,12 +35,12 @@ class Batch:
         self.compute_s = 0.0
         self.processor_s = 0.0
 
-    def run(self, run: Run) -> None:
-        """Compute; whatever the network raises is kept in `error`."""
+    def run(self, run: Run, scratch: Scratch) -> None:
+        """Compute, on the thread of `scratch`; whatever the network raises is kept in `error`."""
         started, processor_started = time.monotonic(), time.thread_time()
         try:
             with torch.inference_mode():
-                self.outputs = self._separate(run(self._together()))
+                self.outputs = self._separate(run(self._together(scratch)), scratch)
         except Exception as error:
             # The edge of a request: a network may raise anything, and its batch alone shall fail.
             self.error = error
@@ -64,7 +65,7 @@ class Batch:
         halves = ((first, middle), (second, rest))
         return [Batch(parts, num_rows, padded) for parts, num_rows in halves if parts]
 
-    def _together(self) -> Tensor:
+    def _together(self, scratch: Scratch) -> Tensor:
         """All rows as one tensor of `size` rows; a lone part that needs no padding as it is."""
         if len(self.parts) == 1 and self.size == self.num_rows:
             return self.parts[0].rows
@@ -73,15 +74,15 @@ class Batch:
         if num_missing:
             # Real rows as padding: zeros may be slow (denormals) or NaN in some networks.
             rows.extend([rows[-1][-1:]] * num_missing)
-        return torch.cat(rows)
+        return scratch.joined(rows, self.size)
 
-    def _separate(self, outputs: Mapping[str, Tensor]) -> list[Outputs]:
+    def _separate(self, outputs: Mapping[str, Tensor], scratch: Scratch) -> list[Outputs]:
         if not isinstance(outputs, Mapping) or not outputs:
             raise WrongOutput(f"the network answered {type(outputs).__name__}, not named tensors")
-        pieces = [self._pieces(output) for output in outputs.values()]
+        pieces = [self._pieces(output, scratch) for output in outputs.values()]
         return [dict(zip(outputs, piece, strict=True)) for piece in zip(*pieces, strict=True)]
 
-    def _pieces(self, output: Tensor) -> Sequence[Tensor]:
+    def _pieces(self, output: Tensor, scratch: Scratch) -> Sequence[Tensor]:
         if output.ndim == 0 or output.shape[0] != self.size:
             raise WrongOutput(
                 f"the network answered a tensor of shape {tuple(output.shape)} to {self.size} rows"
@@ -89,6 +90,8 @@ class Batch:
         # One copy a batch, and on the computing thread: it also waits until the device is done.
         if not output.is_cpu:
             output = output.cpu()
+        elif scratch.holds(output):
+            output = output.clone()
         if len(self.parts) == 1 and self.size == self.num_rows:
             return (output,)
         lengths = [part.stop - part.start for part in self.parts]

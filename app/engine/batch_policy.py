@@ -77,6 +77,8 @@ class BatchPolicy:
 
     def rows_to_take(self, num_rows: int, left_s: float, is_inline: bool) -> int:
         """How many of `num_rows` waiting rows, the first of which has `left_s` seconds left."""
+        if num_rows <= self.sizes.sizes[0]:
+            return num_rows
         limit = self.sizes.favoured(num_rows, self.time)
         if is_inline:
             # What a batch costs whatever its size cannot be made shorter by a smaller one.

@@ -16,6 +16,7 @@ import torch
 
 from app.engine.device_thread import DeviceThread
 from app.engine.schedule import Schedule, Source, Work
+from app.engine.scratch import Scratch
 from app.errors import DeviceLost
 
 INLINE_BUDGET_S = 0.001
@@ -50,6 +51,8 @@ class Dispatch:
         self.numbers = count()
         self.threaded = Schedule()
         self.inline = Schedule()
+        self.scratch = Scratch(device)
+        self.inline_scratch = Scratch(device)
         self.ended = asyncio.Event()
         self._on_lost = on_lost
         self._stuck_after_s = stuck_after_s

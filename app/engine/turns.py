@@ -15,6 +15,7 @@ from app.engine.dispatch import Dispatch
 from app.engine.item_queue import Answer, Item, ItemQueue, Outputs
 from app.engine.lane_statistics import LaneStatistics
 from app.engine.schedule import Key, Schedule
+from app.engine.scratch import Scratch
 from app.errors import DeadlineExceeded, DeviceLost, ForwardFailed, ServiceError, Unavailable
 
 logger = logging.getLogger(__name__)
@@ -49,6 +50,11 @@ class Turns:
     def is_inline(self) -> bool:
         """Whether its batches run on the event loop."""
         return self.home is self._dispatch.inline
+
+    @property
+    def scratch(self) -> Scratch:
+        """Of the thread that its batches run on."""
+        return self._dispatch.inline_scratch if self.is_inline else self._dispatch.scratch
 
     # Under the lock, on any thread
 
@@ -211,7 +217,7 @@ class Turn:
     def run(self) -> None:
         """Compute; what did not fit into memory is tried once more, as two halves."""
         for batch in self.batches:
-            batch.run(self._run)
+            batch.run(self._run, self._turns.scratch)
         if self.batches and is_out_of_memory(self.batches[0].error):
             self._run_halves()
         for batch in self.batches:
@@ -252,7 +258,7 @@ class Turn:
         self.batches = whole.halves(self._turns.policy.sizes.padded)
         self.halved = len(self.batches) > 1
         for half in self.batches:
-            half.run(self._run)
+            half.run(self._run, self._turns.scratch)
 
     def _bring_back(self, batch: Batch) -> None:
         for part, outputs in zip(batch.parts, batch.outputs, strict=True):

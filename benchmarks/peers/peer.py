@@ -14,7 +14,7 @@ from benchmarks.peers.environments import Environment
 from benchmarks.system import HOST, Launch, free_port
 
 SCRIPTS = Path(__file__).resolve().parent
-READY_WITHIN_S = 300.0
+READY_WITHIN_S = 600.0
 MODEL = "peer"
 
 Command = Callable[[Environment, str, int, Path, int], list[str]]
@@ -219,14 +219,16 @@ PEERS = (
         "Ray Serve",
         ("ray[serve]==2.60.0",),
         _ray,
-        "/-/healthz",
+        "/",
         {"P": _v2_rows_at("/"), "R": lambda picture: payload.multipart("/", picture)},
         {"P": _named_logits, "R": _best},
         (
             ("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1"),
             ("RAY_USAGE_STATS_ENABLED", "0"),
             ("RAY_AUTH_MODE", "disabled"),
+            # on one core its parts come up slowly
             ("RAY_raylet_start_wait_time_s", "300"),
+            ("RAY_agent_register_timeout_ms", "300000"),
             # frozen processes must not be taken for dead ones
             ("RAY_health_check_failure_threshold", "1000000"),
         ),

@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import os
 import signal
 import sys
 
@@ -31,7 +32,9 @@ class Perceptron:
         return self.network(torch.tensor(rows, dtype=torch.float32)).tolist()
 
     async def __call__(self, request: Request) -> dict:
-        """One request."""
+        """One request; a GET asks whether this is up, which the proxy is before us."""
+        if request.method == "GET":
+            return {}
         document = await request.json()
         return {"logits": await self.predict(document["inputs"][0]["data"])}
 
@@ -51,7 +54,9 @@ class Pictures:
         return await asyncio.to_thread(classify, self.network, batch)
 
     async def __call__(self, request: Request) -> dict:
-        """One request."""
+        """One request; a GET asks whether this is up, which the proxy is before us."""
+        if request.method == "GET":
+            return {}
         form = await request.form()
         return await self.predict(await form["file"].read())
 
@@ -63,6 +68,8 @@ if __name__ == "__main__":
         include_dashboard=False,
         object_store_memory=200 * 1024**2,
         log_to_driver=False,
+        _node_ip_address="127.0.0.1",
+        _temp_dir=os.path.abspath("ray"),
     )
     serve.start(http_options={"host": "127.0.0.1", "port": int(port)}, logging_config=None)
     deployment = Perceptron if scenario == "P" else Pictures
