@@ -27,7 +27,7 @@ from app.engine.loading import LoadedVersion, load_version
 from app.engine.predictor import Predictor
 from app.http.access import AccessLog
 from app.http.origin import OriginGuard, OriginPolicy
-from app.metrics import Metrics, ModelFigures
+from app.metrics import BATCH_BUCKETS, Histogram, Metrics, ModelFigures
 from app.settings import Settings
 from models.device import choose_device, thread_count
 from models.picture import PictureLimits
@@ -71,6 +71,7 @@ def create_app(settings: Settings, *, draining: Callable[[], bool] = lambda: Fal
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         engine.batcher.start()
+        engine.decoder.warm_up()
         await engine.live.start()
         yield
         await engine.live.stop()
@@ -200,5 +201,14 @@ def _figures_of(predictor: Predictor) -> ModelFigures:
             "expired": lane.num_expired,
             "abandoned": lane.num_abandoned,
         },
+        batch_sizes=_batch_sizes(predictor),
+        queue_wait=lane.queue_s,
         memory_bytes=predictor.memory_bytes,
     )
+
+
+def _batch_sizes(predictor: Predictor) -> Histogram:
+    histogram = Histogram(BATCH_BUCKETS)
+    for rows, count in predictor.lane.statistics.batches.items():
+        histogram.observe(rows, count.num_batches)
+    return histogram

@@ -2,16 +2,18 @@
 
 import asyncio
 import contextlib
+import io
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from app.errors import DeadlineExceeded, Overloaded, QueueFull
-from models.picture import PictureError, PictureLimits, size_of
+from models.picture import FORMATS, PictureError, PictureLimits, open_picture, size_of
 from models.preprocessing import Preprocessing
 
 # Below both, decoding costs less than handing it to a thread and back.
@@ -117,6 +119,10 @@ class Decoder:
                     one.cancel()  # of no effect on those that are done
         return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
+    def warm_up(self) -> None:
+        """Let a thread load Pillow's codecs, so that no request waits for them."""
+        self._threads.submit(_load_codecs)
+
     def close(self) -> None:
         """Finish what is being decoded and end the threads."""
         self._threads.shutdown(wait=True, cancel_futures=True)
@@ -145,6 +151,13 @@ class Decoder:
 
     def _tensor(self, data: bytes, preprocessing: Preprocessing) -> Tensor:
         return preprocessing.finish(preprocessing.picture(data, self.limits).unsqueeze(0))
+
+
+def _load_codecs() -> None:
+    for name in FORMATS:
+        file = io.BytesIO()
+        Image.new("L", (1, 1)).save(file, name)
+        open_picture(file.getvalue(), PictureLimits())
 
 
 @contextlib.contextmanager

@@ -3,27 +3,15 @@
 Only the event loop writes them, so they need no lock.
 """
 
-from bisect import bisect_left
-from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+from app.metrics import Histogram
 
 SECONDS = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 
 
-class Histogram:
-    """Counts of values up to each bound, the last for what is above them all, and their sum."""
-
-    __slots__ = ("bounds", "counts", "total")
-
-    def __init__(self, bounds: Sequence[float] = SECONDS) -> None:
-        self.bounds = tuple(bounds)
-        self.counts = [0] * (len(self.bounds) + 1)
-        self.total = 0.0
-
-    def observe(self, value: float) -> None:
-        """Count one value."""
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.total += value
+def _seconds() -> Histogram:
+    return Histogram(SECONDS)
 
 
 @dataclass(slots=True)
@@ -48,8 +36,8 @@ class LaneStatistics:
     num_abandoned: int = 0  # the caller had gone
     num_halved: int = 0  # batches that did not fit into memory at once
     success_s: float = 0.0  # from submit to answer, summed over answered requests
-    queue_s: Histogram = field(default_factory=Histogram)  # per answered request
-    compute_s: Histogram = field(default_factory=Histogram)  # per batch
+    queue_s: Histogram = field(default_factory=_seconds)  # per answered request
+    compute_s: Histogram = field(default_factory=_seconds)  # per batch
     batches: dict[int, BatchCount] = field(default_factory=dict)  # by rows, without padding
 
     def count_batch(self, num_rows: int, size: int, compute_s: float) -> None:
