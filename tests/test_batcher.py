@@ -500,6 +500,22 @@ async def test_who_cannot_make_its_deadline_is_refused_at_once() -> None:
         assert lane.statistics.num_requests == 1
 
 
+async def test_old_times_refuse_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.engine.batch_time.TRUSTED_FOR_S", 0.02)
+    pause_s = 0.05
+
+    def once_slow(batch: Tensor) -> dict[str, Tensor]:
+        time.sleep(pause_s)
+        return doubled(batch)
+
+    async with started() as batcher:
+        lane = batcher.open_lane("once slow", once_slow, THREAD, row_shape=(1,))
+        await lane.warm_up()
+        pause_s = 0.0
+        await asyncio.sleep(0.03)
+        assert numbers(await lane.submit(rows(1), deadline=time.monotonic() + 0.045)) == [2]
+
+
 async def test_what_runs_counts_when_a_deadline_is_judged() -> None:
     async with started() as batcher:
 
