@@ -5,6 +5,7 @@ Every field is described for readers in `models/FORMAT.md`; a test keeps the two
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -28,19 +29,31 @@ _COMPUTING = ("network", "preprocessing", "labels", "temperature")
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f]")
 
 
-def _json_object(value: object) -> object:
+def _as_json(value: object) -> object:
     """What JSON gives back as it was; anything else would change by being written down."""
     try:
-        same = json.loads(json.dumps(value, allow_nan=False))
+        same: object = json.loads(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"it cannot be written as JSON: {error}") from None
     return same
 
 
+def _without_nan(value: object) -> object:
+    """Null for a number that is not finite: a figure that could not be measured loses no run."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(inner) for inner in value]
+    return value
+
+
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Label = Annotated[str, Field(min_length=1, max_length=256)]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
-JsonObject = Annotated[dict[str, Any], BeforeValidator(_json_object)]
+Exact = Annotated[dict[str, Any], BeforeValidator(_as_json)]
+Noted = Annotated[Exact, BeforeValidator(_without_nan)]
 
 
 class _Record(BaseModel):
@@ -51,7 +64,7 @@ class NetworkSpec(_Record):
     """Which class computes, and the keyword arguments that build it."""
 
     name: str = Field(min_length=1, max_length=256)
-    options: JsonObject = Field(default_factory=dict)
+    options: Exact = Field(default_factory=dict)
 
 
 class FileRecord(_Record):
@@ -68,7 +81,7 @@ class Lineage(_Record):
     dataset: str | None = None
     dataset_fingerprint: str | None = None
     method: str | None = None
-    options: JsonObject = Field(default_factory=dict)
+    options: Noted = Field(default_factory=dict)
     seed: int | None = None
     run: str | None = None
     environment: dict[str, str] = Field(default_factory=dict)
@@ -85,7 +98,7 @@ class Manifest(_Record):
     preprocessing: Preprocessing
     labels: tuple[Label, ...] = Field(min_length=1, max_length=100_000)
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    metrics: JsonObject = Field(default_factory=dict)
+    metrics: Noted = Field(default_factory=dict)
     lineage: Lineage = Lineage()
     created: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
     digest: Sha256 | None = None

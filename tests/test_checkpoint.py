@@ -207,6 +207,15 @@ def test_only_the_first_64_golden_inputs_are_kept(tmp_path: Path) -> None:
     assert len(golden.inputs) == len(golden.outputs) == 64
 
 
+def test_a_figure_that_is_not_finite_is_noted_as_null(tmp_path: Path) -> None:
+    metrics = {"recall": [0.5, float("nan")], "loss": float("inf"), "by": {"ant": (1, 2)}}
+    checkpoint.save(tmp_path / "a", untrained(), described(metrics=metrics))
+    read = checkpoint.read_manifest(tmp_path / "a").metrics
+    assert read == {"recall": [0.5, None], "loss": None, "by": {"ant": [1, 2]}}
+    with pytest.raises(ValueError, match="network.options|cannot be written as JSON"):
+        described("mlp", {"dropout": float("nan")})
+
+
 def test_without_golden_inputs_there_is_no_golden_file(tmp_path: Path) -> None:
     checkpoint.save(tmp_path / "a", untrained(), described())
     checkpoint.save(tmp_path / "b", untrained(), described(), torch.empty(0, 4))
