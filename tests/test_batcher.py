@@ -919,6 +919,23 @@ async def test_calls_are_skipped_bounded_and_have_deadlines() -> None:
         assert called == [1]
 
 
+async def test_a_late_call_is_skipped_before_the_event_loop_knows() -> None:
+    async with started() as batcher:
+        gate, called = Gate(), []
+        lane = batcher.open_lane("late call", gate, THREAD, row_shape=(1,))
+        first = await gate.closed_behind(lane)
+        late = asyncio.create_task(
+            lane.call(lambda: called.append(1), deadline=time.monotonic() + 0.01)
+        )
+        await asyncio.sleep(0)
+        time.sleep(0.02)
+        gate.open()
+        with pytest.raises(DeadlineExceeded):
+            await late
+        await first
+        assert called == []
+
+
 # On the event loop
 
 
@@ -938,6 +955,25 @@ async def test_tiny_forwards_run_on_the_event_loop_and_share_a_tick() -> None:
         assert [numbers(answer) for answer in answers] == [[0], [2], [4], [6]]
         assert [answer.batch_size for answer in answers] == [4, 4, 4, 4]
         assert threads == [threading.current_thread().name]
+
+
+async def test_a_long_inline_queue_lets_the_event_loop_breathe() -> None:
+    async with started() as batcher:
+
+        def run(batch: Tensor) -> dict[str, Tensor]:
+            time.sleep(0.002)
+            return doubled(batch)
+
+        options = LaneOptions(max_batch_items=1, inline_below_ms=1e6)
+        lane = batcher.open_lane("long", run, options, row_shape=(1,))
+        for _ in range(3):
+            await lane.warm_up()
+        assert lane.is_inline
+        task, num_ticks = asyncio.create_task(lane.submit(rows(*range(40)))), 0
+        while not task.done():
+            num_ticks += 1
+            await asyncio.sleep(0)
+        assert num_ticks > 20
 
 
 async def test_a_lane_that_grows_slow_leaves_the_event_loop() -> None:
