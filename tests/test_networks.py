@@ -144,6 +144,14 @@ def test_an_unknown_name_lists_the_nearest() -> None:
         networks.build("zzzzzzzzzzzz", {})
 
 
+def test_torchvisions_networks_go_by_their_own_names() -> None:
+    with torch.device("meta"):
+        network = networks.build("torchvision/resnet18", {"num_classes": 3})
+    assert network.fc.weight.shape == (3, 512)
+    with pytest.raises(BadNetworkOptions, match="num_classes must be a whole number"):
+        networks.build("torchvision/resnet18", {"num_classes": 10**12})
+
+
 def test_names_holds_all_three_kinds() -> None:
     assert {"mlp", "cnn", "torchvision/resnet18"} <= set(networks.names())
 

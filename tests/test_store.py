@@ -103,6 +103,11 @@ def test_one_run_publishes_once(store: ModelStore) -> None:
     assert store.publish("digits", writing(2, run="job 8"), run="job 8").number == 2
 
 
+def test_a_manifest_that_only_mentions_the_run_is_not_of_it(store: ModelStore) -> None:
+    store.publish("digits", writing(1))  # whose labels are no and yes
+    assert store.publish("digits", writing(2, run="yes"), run="yes").number == 2
+
+
 def test_a_run_that_the_lineage_does_not_name_is_refused(store: ModelStore) -> None:
     with pytest.raises(RunMismatch, match="run 'job 7' publishes the work of None"):
         store.publish("digits", writing(1), run="job 7")
