@@ -9,7 +9,7 @@
 
 ARG PYTHON_IMAGE=python:3.13-slim-trixie
 
-FROM ${PYTHON_IMAGE} AS build
+FROM ${PYTHON_IMAGE} AS dependencies
 ARG TORCH_INDEX=
 ENV UV_COMPILE_BYTECODE=1 UV_NO_CACHE=1 UV_PYTHON=/opt/pytorchlib/bin/python
 WORKDIR /build
@@ -25,11 +25,13 @@ RUN if [ -n "$TORCH_INDEX" ]; then \
         && mv rest.lock requirements.lock; \
     fi \
     && uv pip install --no-deps --require-hashes --requirement requirements.lock
+
+FROM dependencies AS application
 COPY pyproject.toml README.md LICENSE ./
 COPY models models
 COPY training training
 COPY app app
-RUN pip wheel --no-cache-dir --no-deps --no-build-isolation . && uv pip install --no-deps ./*.whl
+RUN pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels .
 
 FROM ${PYTHON_IMAGE}
 # torch.compile writes C++ while the service runs; Python's headers are in the image already.
@@ -42,7 +44,10 @@ RUN if [ -n "$COMPILER" ]; then \
     && useradd --uid 10001 --no-create-home --home-dir /var/cache/pytorchlib \
         --shell /usr/sbin/nologin pytorchlib \
     && install --directory --owner 10001 --group 10001 /var/lib/pytorchlib /var/cache/pytorchlib
-COPY --from=build /opt/pytorchlib /opt/pytorchlib
+# Two layers, because dependencies are large and change seldom.
+COPY --from=dependencies /opt/pytorchlib /opt/pytorchlib
+RUN --mount=type=bind,from=application,source=/wheels,target=/wheels \
+    pip --python /opt/pytorchlib/bin/python install --no-cache-dir --no-deps --no-index /wheels/*.whl
 ENV PATH=/opt/pytorchlib/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTORCHLIB_HOME=/var/lib/pytorchlib \

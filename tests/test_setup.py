@@ -1,5 +1,6 @@
 """What a newcomer types first: locks that are whole, make's sentences, the image, the wheel."""
 
+import itertools
 import json
 import os
 import re
@@ -113,21 +114,20 @@ def test_make_knows_every_target_once_and_says_what_it_does() -> None:
     assert called == ["check", "test", "test-slow"]
 
 
-def instructions(stage: int) -> list[tuple[str, str]]:
-    """The Dockerfile's instructions of one stage: (name, the rest of the line)."""
+def stages() -> list[list[tuple[str, str]]]:
+    """The instructions of each stage of the Dockerfile: (name, the rest of the line)."""
     text = re.sub(r"\\\n\s*", "", (ROOT / "Dockerfile").read_text())
-    lines = re.split(r"^(?=FROM )", text, flags=re.MULTILINE)[1:][stage].splitlines()
-    matches = [re.match(r"([A-Z]+) (.*)", line) for line in lines]
-    return [(match[1], match[2]) for match in matches if match]
+    parts = re.split(r"^(?=FROM )", text, flags=re.MULTILINE)[1:]
+    return [re.findall(r"^([A-Z]+) (.*)", part, re.MULTILINE) for part in parts]
 
 
 def test_the_image_copies_only_what_is_there_and_let_in() -> None:
     let_in = {line[1:] for line in (ROOT / ".dockerignore").read_text().split() if line[0] == "!"}
     copied = {
         source
-        for name, rest in instructions(0)
+        for name, rest in itertools.chain(*stages())
         for source in rest.split()[:-1]
-        if name == "COPY" and not source.startswith("--")
+        if name == "COPY" and not rest.startswith("--from")
     }
     assert copied == let_in
     assert all((ROOT / source).exists() for source in copied)
@@ -135,7 +135,7 @@ def test_the_image_copies_only_what_is_there_and_let_in() -> None:
 
 
 def test_the_image_runs_as_nobody_in_exec_form() -> None:
-    final = dict(instructions(-1))
+    final = dict(stages()[-1])
     assert final["USER"] == "10001:10001"
     assert json.loads(final["ENTRYPOINT"]) == ["pytorchlib"]
     assert json.loads(final["CMD"]) == ["serve"]
