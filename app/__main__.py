@@ -3,6 +3,7 @@
 torch is imported inside the commands, so that `--help` answers at once.
 """
 
+import sys
 import threading
 from pathlib import Path
 from typing import Annotated
@@ -46,6 +47,8 @@ def serve(
     from app.http.server import serve as serve_app
 
     configure_logging(settings)
+    # A checkpoint of the operator's own may name a class that lies where the service is started.
+    sys.path.append(str(Path.cwd()))
     # Bound before anything slow: a taken port is told at once, and early callers wait in line.
     listener = listen(settings.host, settings.port)
     if import_file is not None:
@@ -74,16 +77,25 @@ def _import_once(
     name: str | None,
     labels: Path | None,
 ) -> None:
-    """Publish the file that `serve --import` names, unless that has been done before."""
+    """Publish the file that `serve --import` names, and let it answer, unless it does already."""
     if network is None or name is None:
         raise typer.BadParameter("--import needs --network and --name beside it")
-    from models.store import ModelStore
-    from training.import_once import import_once
-    from training.importing import ImportRequest
+    from models.store import PRODUCTION, ModelStore
+    from training.importing import ImportRequest, find_import, publish, read_import
 
-    request = ImportRequest(str(weights), network, labels)
-    version, is_new = import_once(request, ModelStore(settings.models_folder), name)
-    typer.echo(f"{weights.name} is {version}{'' if is_new else ', imported before'}")
+    request, store = (
+        ImportRequest(str(weights), network, labels),
+        ModelStore(settings.models_folder),
+    )
+    version = find_import(store, name, request)
+    if version is not None:
+        typer.echo(f"{weights.name} is {version}, imported before")
+        return
+    version = publish(read_import(request), store, name)
+    # Whoever starts with another file wants that one to answer.
+    if store.aliases(name).get(PRODUCTION) != version.number:
+        store.move_alias(name, PRODUCTION, version.number, why="imported at start")
+    typer.echo(f"{weights.name} is {version} now")
 
 
 def _prepare(settings: Settings) -> Path:

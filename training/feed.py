@@ -21,6 +21,8 @@ from training.source import Part
 
 READ_AHEAD = 4
 """Batches that each worker may have ready."""
+MAX_FINISHED_BYTES = 512 << 20
+"""Up to this much, samples are finished once instead of in every epoch."""
 WORKER_DEADLINE_S = 300.0
 """No batch takes this long to read; a worker that does has died or hangs."""
 
@@ -52,6 +54,20 @@ def feed_for(part: Part, device: torch.device, num_workers: int) -> Feed:
     if isinstance(part.samples, InMemory):
         return _Resident(part.samples.data.to(device), part.targets.to(device))
     return _Streamed(part, device, num_workers)
+
+
+def finished_ahead(
+    part: Part, finish: Callable[[Tensor], Tensor]
+) -> tuple[Part, Callable[[Tensor], Tensor]]:
+    """`part` with its samples finished, and what is still to be done with them: nothing.
+
+    Only where they lie in memory and stay small as floats; otherwise both come back as they are.
+    Every element is finished by itself, so this changes no bit.
+    """
+    samples = part.samples
+    if not isinstance(samples, InMemory) or 4 * samples.data.numel() > MAX_FINISHED_BYTES:
+        return part, finish
+    return Part(InMemory(finish(samples.data)), part.targets), _as_read
 
 
 def in_batches(

@@ -21,13 +21,14 @@ from training.augment import augmentation
 from training.average import Average
 from training.config import FitConfig
 from training.datasets import Dataset
-from training.feed import feed_for
+from training.feed import feed_for, finished_ahead
 from training.optim import learning_rate_at, optimizer_for, parameter_groups
 from training.order import Batch, Order
 from training.pace import Pace
 from training.progress import Progress
 from training.randomness import seed_device, seed_for
 from training.snapshot import Snapshot, Snapshots
+from training.source import Part
 from training.state import Epoch, State
 from training.validation import validate
 
@@ -130,9 +131,10 @@ class _Run:
         self.order = Order(len(dataset.train), config.batch_size, config.epochs, config.seed)
         self.pace = Pace(self.order.num_steps)
         self.last = Progress("train", 0, self.order.num_steps, num_epochs=config.epochs)
-        workers, held_out = dataset.num_workers, dataset.validation
-        self.feed = feed_for(dataset.train, self.device, workers)
-        self.validation = feed_for(held_out, self.device, workers) if held_out else None
+        train, self.finish_train = _train_part(dataset, is_changed=self.augment is not None)
+        held_out, num_workers = dataset.validation, dataset.num_workers
+        self.feed = feed_for(train, self.device, num_workers)
+        self.validation = feed_for(held_out, self.device, num_workers) if held_out else None
         self.notes: tuple[str, ...] = ()
 
     def resume(self, snapshot: Snapshot | None) -> None:
@@ -145,12 +147,7 @@ class _Run:
 
     def loop(self) -> Iterator[Progress]:
         """Train and validate, epoch by epoch, until the last or until it no longer helps."""
-        parts, workers = self.dataset, self.dataset.num_workers
-        feed = feed_for(parts.train, self.device, workers)
-        self.validation_feed = (
-            feed_for(parts.validation, self.device, workers) if parts.validation else None
-        )
-        with closing(feed(self.order.batches(self.state.step))) as batches:
+        with closing(self.feed(self.order.batches(self.state.step))) as batches:
             while len(self.state.history) < self.config.epochs and not self.stopped_early:
                 self.train_mode(self.state.network)
                 yield from self._train_epoch(batches)
@@ -203,8 +200,9 @@ class _Run:
         seed_device(self.device, seed_for(config.seed, "step", step=batch.step))
         if self.augment:
             inputs = self.augment(inputs, batch.epoch, batch.indices)
+        x = self._laid_out(self.finish_train(inputs))
         with self.autocast():
-            logits = state.network(self._finished(inputs))
+            logits = state.network(x)
         smoothing = config.label_smoothing
         loss = F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
         state.optimizer.zero_grad()
@@ -268,13 +266,13 @@ class _Run:
         )
 
     def _predict(self, inputs: Tensor) -> Tensor:
+        x = self._laid_out(self.dataset.preprocessing.finish(inputs))
         with self.autocast():
-            logits: Tensor = self.state.answering(self._finished(inputs))
+            logits: Tensor = self.state.answering(x)
         return logits
 
-    def _finished(self, inputs: Tensor) -> Tensor:
-        """What the network takes, in the layout that its convolutions prefer."""
-        x = self.dataset.preprocessing.finish(inputs)
+    def _laid_out(self, x: Tensor) -> Tensor:
+        """In the layout that the network's convolutions prefer."""
         return x.contiguous(memory_format=self.layout) if x.ndim == 4 else x
 
     def _learning_rate(self, step: int) -> float:
@@ -290,6 +288,12 @@ class _Run:
 def _numbers(losses: list[Tensor]) -> list[float]:
     numbers: list[float] = torch.stack(losses).tolist() if losses else []
     return numbers
+
+
+def _train_part(dataset: Dataset, *, is_changed: bool) -> tuple[Part, Callable[[Tensor], Tensor]]:
+    """The training samples and how they are finished: now, unless each epoch changes them."""
+    finish = dataset.preprocessing.finish
+    return (dataset.train, finish) if is_changed else finished_ahead(dataset.train, finish)
 
 
 def _layout(network: nn.Module) -> torch.memory_format:

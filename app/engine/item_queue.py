@@ -5,8 +5,8 @@ Plain data without threads, clocks or event loops: the caller holds the lock and
 
 import asyncio
 import math
+from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator
-from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
 from torch import Tensor
@@ -84,38 +84,40 @@ class Part(NamedTuple):
 
 
 class ItemQueue:
-    """A heap of items; whoever was cancelled stays in it as a stone until it surfaces."""
+    """A sorted list of items, the next one first.
+
+    Sorted and not a heap, because admission asks how much is before a key: that is a bisection
+    here, and under overload it is asked for every request that is refused. Taking and inserting
+    move pointers, a fraction of a microsecond for a thousand items.
+    """
 
     def __init__(self) -> None:
         self.num_rows = 0
-        self._heap: list[tuple[Key, Item]] = []
-        self._num_dead = 0
+        self._entries: list[tuple[Key, Item]] = []
+
+    def __iter__(self) -> Iterator[Item]:
+        return (item for _, item in self._entries)
 
     def push(self, item: Item) -> None:
         """Add an item that waits from now on."""
-        heappush(self._heap, (item.key, item))
+        insort(self._entries, (item.key, item))
         item.waiting = True
         self.num_rows += item.num_rows
 
     def head(self) -> Item | None:
-        """The item whose turn is next."""
-        while self._heap:
-            item = self._heap[0][1]
-            if item.waiting and not item.future.done():
+        """The item whose turn is next; who was cancelled is dropped on the way to it."""
+        while self._entries:
+            item = self._entries[0][1]
+            if not item.future.done():
                 return item
             self._drop_head()
         return None
 
     def discard(self, item: Item) -> None:
         """Let a waiting item wait no more; its tensor is free at once."""
-        if not item.waiting:
-            return
-        self._forget(item)
-        self._num_dead += 1
-        if self._num_dead > 64 and 2 * self._num_dead > len(self._heap):
-            self._heap = [entry for entry in self._heap if entry[1].waiting]
-            heapify(self._heap)
-            self._num_dead = 0
+        if item.waiting:
+            del self._entries[self._index(item.key)]
+            self._forget(item)
 
     def take(
         self, limit: int, padded: Callable[[int], int], too_late: float
@@ -151,11 +153,9 @@ class ItemQueue:
         return late
 
     def rows_before(self, key: Key) -> int:
-        """How many waiting rows have their turn before `key`; looks at all that wait."""
-        return sum(item.num_rows - item.next_row for item in self if item.key < key)
-
-    def __iter__(self) -> Iterator[Item]:
-        return (item for _, item in self._heap if item.waiting and not item.future.done())
+        """About how many waiting rows have their turn before `key`: items, at their mean size."""
+        num_items = len(self._entries)
+        return self.num_rows * self._index(key) // num_items if num_items else 0
 
     def _take_from(self, item: Item, num_rows: int) -> Part:
         rows = item.inputs
@@ -168,19 +168,17 @@ class ItemQueue:
         self.num_rows -= stop - start
         item.next_row = stop
         if stop == item.num_rows:
-            item.waiting = False
-            item.inputs = None
-            heappop(self._heap)
+            self._drop_head()
         return Part(item, rows, start, stop)
 
     def _drop_head(self) -> None:
-        item = heappop(self._heap)[1]
-        if item.waiting:
-            self._forget(item)
-        else:
-            self._num_dead -= 1
+        self._forget(self._entries.pop(0)[1])
 
     def _forget(self, item: Item) -> None:
         item.waiting = False
         item.inputs = None
         self.num_rows -= item.num_rows - item.next_row
+
+    def _index(self, key: Key) -> int:
+        # One element is less than two that begin with it: items are never compared.
+        return bisect_left(self._entries, (key,))

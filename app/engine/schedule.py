@@ -48,7 +48,7 @@ class Source(Protocol):
         """The work of this turn; None when those who waited have gone."""
 
     def waiting_before_s(self, key: Key) -> float:
-        """How long what has its turn before `key` will take; looks at all that waits."""
+        """About how long what has its turn before `key` will take."""
 
     def expire(self, now: float) -> None:
         """Answer those whose deadline passed while they waited; on the event loop."""
@@ -111,7 +111,7 @@ class Schedule:
                 yield source
 
     def before_s(self, key: Key, now: float) -> float:
-        """Seconds until everything before `key` is done; looks at all that waits."""
+        """About how long until everything before `key` is done; asks all that have work."""
         ahead_s = sum(source.waiting_before_s(key) for source in self.sources())
         return max(0.0, self.running_until - now) + ahead_s
 

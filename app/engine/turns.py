@@ -89,7 +89,7 @@ class Turns:
         return Turn(self, run, batches, late, now)
 
     def waiting_before_s(self, key: Key) -> float:
-        """How long the rows before `key` will take; looks at all that waits."""
+        """About how long the rows before `key` will take."""
         return self.policy.seconds(self.items.rows_before(key))
 
     def learn(self, batches: Sequence[Batch], halved: bool, now: float) -> None:
