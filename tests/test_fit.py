@@ -174,16 +174,16 @@ def test_the_seed_decides_everything() -> None:
     assert digest_for(1) == digest_for(1) != digest_for(2)
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize(("num_workers", "augment"), [(0, "natural"), (2, "natural"), (0, "none")])
 def test_streamed_pictures_train_to_the_same_bits_as_resident_ones(
-    num_workers: int, tmp_path: Path
+    num_workers: int, augment: str, tmp_path: Path
 ) -> None:
     for index, (pixels, label) in enumerate(pairs(24, side=16)):
         (tmp_path / label).mkdir(exist_ok=True)
         Image.fromarray(pixels[0].numpy()).save(tmp_path / label / f"{index:02}.png")
 
     def digest_with(**feeding: Any) -> str:
-        settings = config(dataset=str(tmp_path), picture_size=8, augment="natural", **feeding)
+        settings = config(dataset=str(tmp_path), picture_size=8, augment=augment, **feeding)
         dataset = drive(open_dataset(settings))
         return digest(drive(fit(fresh(), dataset, settings)).network)
 
