@@ -214,6 +214,7 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "a WebP canvas": lambda: webp_canvas(16384, 16384),
     "a WebP canvas within the sides": lambda: webp_canvas(8192, 3000),
     "EXIF of 65535 entries": lambda: with_chunks(PNG, chunk(b"eXIf", orientation_last(65535))),
+    "EXIF of 65535 entries, WebP": lambda: encoded(noise(), "WEBP", exif=orientation_last(65535)),
     "EXIF in ten segments": lambda: with_segments(
         JPEG, (b"\xff\xe1\xff\xf0Exif\0\0" + orientation_last(5460)[: 0xFFF0 - 8]) * 10
     ),
@@ -330,6 +331,7 @@ def test_turned_as_exif_transpose_turns(kind: str, orientation: int) -> None:
         b"Exif\0\0XX*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0",
         b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x09\0\0\0",  # turned 9 is no way
         b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x01\0\0\0\x06\0\0\0",  # a text
+        b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x01\0\x01\0\0\0\x06\0\0\0",  # a byte
     ],
 )
 def test_damaged_exif_leaves_the_picture_as_it_is(kind: str, exif: bytes) -> None:
@@ -339,6 +341,14 @@ def test_damaged_exif_leaves_the_picture_as_it_is(kind: str, exif: bytes) -> Non
     if kind == "PNG":  # of which Pillow reads the EXIF when it is asked for, not before
         with Image.open(io.BytesIO(data), formats=[kind]) as plain:
             assert oriented(plain) is plain
+
+
+@every_format
+def test_only_exif_turns_a_picture(kind: str) -> None:
+    """As in browsers; XMP, which repeats it in text, does not."""
+    data = encoded(noise(), kind, xmp=b'<rdf:Description tiff:Orientation="6"/>')
+    image = open_picture(data, LIMITS)
+    assert oriented(image) is image
 
 
 @pytest.mark.parametrize("value", [(3, 1, 6, 0), (4, 1, 0, 6)])

@@ -186,13 +186,13 @@ def test_what_dead_writers_left_is_swept_and_what_living_ones_write_is_not(
     store: ModelStore,
 ) -> None:
     def write(folder: Path) -> None:
+        writing(1)(folder)
         dead = folder.parent / ".staging-dead"
         dead.mkdir()
         (dead / "half").write_bytes(b"half")
         store.publish("digits", writing(2))  # sweeps
         store.sweep()
         assert not dead.exists()
-        writing(1)(folder)
 
     assert store.publish("digits", write).number == 2
     assert not staged(store)
