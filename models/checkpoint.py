@@ -351,7 +351,10 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    save_file(tensors, path, metadata={"format": "pt"})
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise CheckpointError(f"{path.name} cannot be written: {error}") from None
     with path.open("rb") as file:
         os.fsync(file.fileno())
 

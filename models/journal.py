@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +43,24 @@ def append_line(path: Path, value: Mapping[str, Any]) -> None:
 
     Raises:
         TypeError, ValueError: `value` cannot be written as JSON; nothing is changed.
+        OSError: the disk is full or fails; the line does not count.
     """
     line = json.dumps(value, separators=(",", ":"), allow_nan=False).encode() + b"\n"
     existed = path.exists()
-    with path.open("ab") as file:
-        if file.tell():
-            file.truncate(path.read_bytes().rfind(b"\n") + 1)
-        file.write(line)
-        file.flush()
-        os.fsync(file.fileno())
+    with path.open("ab", buffering=0) as file:
+        end = path.read_bytes().rfind(b"\n") + 1
+        file.truncate(end)
+        try:
+            _write_all(file, line)
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(end)  # a line that was not acknowledged must not be seen
+            raise
     if not existed:
         sync_folder(path.parent)
+
+
+def _write_all(file: FileIO, data: bytes) -> None:
+    """A disk that fills up takes a part first, and refuses the rest."""
+    while data:
+        data = data[file.write(data) :]

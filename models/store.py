@@ -184,7 +184,8 @@ class ModelStore:
         """
         home = self._home(name)
         home.mkdir(parents=True, exist_ok=True)
-        sync_folder(self.folder)
+        for folder in (self.folder, self.folder.parent):  # either may be new
+            sync_folder(folder)
         with staging_folder(home, self._locked(home)) as staging:
             write(staging)
             manifest = load(staging).manifest

@@ -1,13 +1,15 @@
 """The model store: a version is absent or complete, an alias moves once, a number is used once."""
 
+import contextlib
 import errno
 import fcntl
 import json
 import os
+import resource
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -490,6 +492,95 @@ def test_where_folders_cannot_be_locked_age_tells_the_dead(
     os.utime(old, (0, 0))
     assert three.publish("digits", writing(4)).number == 4
     assert staged(three) == [young]
+
+
+# Disks
+
+
+@contextlib.contextmanager
+def full_disk(max_file_bytes: int) -> Iterator[None]:
+    """No file may grow beyond this: the system takes what fits and refuses the rest."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_publishes_nothing(three: ModelStore) -> None:
+    largest = max(path.stat().st_size for path in three.version("digits", 1).folder.iterdir())
+    for max_file_bytes in (0, 10, 100, 300, largest - 1):
+        with full_disk(max_file_bytes), pytest.raises((OSError, CheckpointError)):
+            three.publish("digits", writing(4))
+        assert three.versions("digits") == [1, 2, 3]
+        assert not staged(three)
+    assert three.publish("digits", writing(4)).number == 4
+
+
+def test_a_full_disk_moves_no_alias(three: ModelStore) -> None:
+    path = three.folder / "digits" / "aliases.jsonl"
+    before = path.read_bytes()
+    for free in (0, 1, 30):
+        with full_disk(len(before) + free), pytest.raises(OSError, match="File too large"):
+            three.move_alias("digits", PRODUCTION, 2)
+        assert path.read_bytes() == before
+    three.move_alias("digits", PRODUCTION, 2)
+    assert three.resolve("digits").number == 2
+
+
+def syncs(monkeypatch: pytest.MonkeyPatch, failing: int = -1) -> list[str]:
+    """The paths that are synced or renamed from now on; the sync `failing` is an I/O error."""
+    seen: list[str] = []
+    fsync, rename = os.fsync, os.rename
+
+    def watched_fsync(descriptor: int) -> None:
+        seen.append(f"sync {Path(os.readlink(f'/proc/self/fd/{descriptor}')).name}")
+        if len(seen) == failing:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        fsync(descriptor)
+
+    def watched_rename(source: Path, target: Path) -> None:
+        rename(source, target)
+        seen.append(f"rename to {Path(target).name}")
+
+    monkeypatch.setattr(os, "fsync", watched_fsync)
+    monkeypatch.setattr(os, "rename", watched_rename)
+    return seen
+
+
+def test_everything_is_on_disk_before_the_rename_and_the_rename_after_it(
+    store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = syncs(monkeypatch)
+    store.publish("digits", writing(1))
+    seen = ["sync staging" if ".staging-" in entry else entry for entry in seen]
+    (renamed,) = (at for at, entry in enumerate(seen) if entry == "rename to 1")
+    assert seen[renamed - 3 :] == [
+        *(f"sync {WEIGHTS}", f"sync {MANIFEST}", "sync staging"),
+        *("rename to 1", "sync digits"),
+        *("sync aliases.jsonl", "sync digits"),
+    ]
+
+
+def test_a_sync_that_fails_is_an_error_and_leaves_all_or_nothing(
+    three: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for failing in range(1, 8):
+        with monkeypatch.context() as patch:
+            syncs(patch, failing)
+            try:
+                three.publish("digits", writing(4))
+            except OSError as error:
+                assert error.errno == errno.EIO  # noqa: PT017
+        for number in three.versions("digits"):
+            checkpoint.load(three.version("digits", number).folder)
+        assert not staged(three)
+    with monkeypatch.context() as patch:
+        syncs(patch, 1)
+        with pytest.raises(OSError, match="Input/output"):
+            three.move_alias("digits", PRODUCTION, 2)
+    assert three.resolve("digits").number == 1
 
 
 # A model of the whole
