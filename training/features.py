@@ -18,6 +18,7 @@ from models.heads import last_layer
 from models.preprocessing import Preprocessing, TensorInput
 from training.datasets import Dataset
 from training.feed import feed_for
+from training.layout import laid_out, layout_of
 from training.order import in_turn
 from training.progress import Progress
 from training.samples import InMemory, Samples, digest_of
@@ -70,7 +71,7 @@ def features_of(
         HeadUnseparable: features and head together do not give the network's answers.
     """
     path, head = separate_head(network)
-    network.to(device).eval()
+    network.to(device).to(memory_format=layout_of(network)).eval()
     store = Snapshots(cache / _key(network, path, dataset)) if cache else None
     kept = store.newest() if store else None
     if kept:
@@ -109,7 +110,7 @@ def _through(network: nn.Module, path: str, x: Tensor) -> tuple[Tensor, Tensor]:
     hook = network.get_submodule(path).register_forward_pre_hook(catch)
     try:
         with torch.no_grad():
-            logits = network(x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x)
+            logits = network(laid_out(x, layout_of(network)))
     finally:
         hook.remove()
     return caught[0], logits

@@ -22,6 +22,7 @@ from training.average import Average
 from training.config import FitConfig
 from training.datasets import Dataset
 from training.feed import feed_for, finished_ahead
+from training.layout import laid_out, layout_of
 from training.optim import learning_rate_at, optimizer_for, parameter_groups
 from training.order import Batch, Order
 from training.pace import Pace
@@ -120,7 +121,7 @@ class _Run:
     ) -> None:
         self.config, self.dataset, self.train_mode = config, dataset, train_mode
         self.device = choose_device(config.device)
-        self.layout = _layout(network)
+        self.layout = layout_of(network)
         network = network.to(self.device).to(memory_format=self.layout)
         groups = parameter_groups(network, config.weight_decay, scale_of)
         self.parameters = [parameter for group in groups for parameter in group.parameters]
@@ -200,7 +201,7 @@ class _Run:
         seed_device(self.device, seed_for(config.seed, "step", step=batch.step))
         if self.augment:
             inputs = self.augment(inputs, batch.epoch, batch.indices)
-        x = self._laid_out(self.finish_train(inputs))
+        x = laid_out(self.finish_train(inputs), self.layout)
         with self.autocast():
             logits = state.network(x)
         smoothing = config.label_smoothing
@@ -266,14 +267,10 @@ class _Run:
         )
 
     def _predict(self, inputs: Tensor) -> Tensor:
-        x = self._laid_out(self.dataset.preprocessing.finish(inputs))
+        x = laid_out(self.dataset.preprocessing.finish(inputs), self.layout)
         with self.autocast():
             logits: Tensor = self.state.answering(x)
         return logits
-
-    def _laid_out(self, x: Tensor) -> Tensor:
-        """In the layout that the network's convolutions prefer."""
-        return x.contiguous(memory_format=self.layout) if x.ndim == 4 else x
 
     def _learning_rate(self, step: int) -> float:
         return learning_rate_at(self.config, step, self.order.num_steps)
@@ -294,11 +291,6 @@ def _train_part(dataset: Dataset, *, is_changed: bool) -> tuple[Part, Callable[[
     """The training samples and how they are finished: now, unless each epoch changes them."""
     finish = dataset.preprocessing.finish
     return (dataset.train, finish) if is_changed else finished_ahead(dataset.train, finish)
-
-
-def _layout(network: nn.Module) -> torch.memory_format:
-    convolves = any(isinstance(module, nn.Conv2d) for module in network.modules())
-    return torch.channels_last if convolves else torch.contiguous_format
 
 
 def _autocast(config: FitConfig, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:

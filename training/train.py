@@ -16,6 +16,7 @@ from training.datasets import Dataset, open_dataset
 from training.evaluate import evaluate
 from training.feed import in_batches
 from training.fit import FitResult, fit
+from training.layout import laid_out, layout_of
 from training.progress import Progress
 from training.randomness import seed_for, seeded
 from training.report import Report
@@ -105,11 +106,12 @@ def network_spec(config: TrainConfig, dataset: Dataset) -> NetworkSpec:
 def measure(network: nn.Module, dataset: Dataset) -> Generator[Progress, None, Report]:
     """Evaluate `network` on the part of `dataset` that figures come from; both on the CPU."""
     part = dataset.parts[dataset.measured_on]
-    network.to("cpu").eval()
+    layout = layout_of(network)
+    network.to("cpu").to(memory_format=layout).eval()
 
     def predict(inputs: Tensor) -> Tensor:
         with torch.inference_mode():
-            logits: Tensor = network(inputs)
+            logits: Tensor = network(laid_out(inputs, layout))
         return logits
 
     finish, num_workers = dataset.preprocessing.finish, dataset.num_workers

@@ -27,6 +27,7 @@ from training.train import Trained, measure
 
 NUM_STAGES = 4
 """Into so many stages the layers below the head are cut, each with its own learning rate."""
+PROBE, FINE_TUNE = "linear probe", "fine-tune"
 HEAD, ALL_LAYERS = "head", "all-layers"
 """Where in a run's folder the snapshots of the two phases lie."""
 
@@ -93,13 +94,16 @@ def finetune(
     load_backbone(network, backbone.state)
     features = yield from features_of(network, dataset, choose_device(config.device), cache)
     head_config = config.model_copy(update={"augment": "none"})
-    snapshots = run / HEAD if run else None
-    fitted = yield from fit(separate_head(network)[1], features, head_config, snapshots=snapshots)
-    method = "linear probe"
+    head, snapshots = separate_head(network)[1], run / HEAD if run else None
+    probe = yield from fit(head, features, head_config, snapshots=snapshots)
+    fitted = probe
     if config.unfreeze_epochs:
-        whole = yield from _all_layers(network, dataset, config, fitted, run)
-        method, fitted = ("fine-tune", whole) if whole is not fitted else (method, fitted)
-    report = yield from measure(network.eval(), dataset)
+        fitted = yield from _all_layers(network, dataset, config, probe, run)
+    if fitted is probe:
+        method, report = PROBE, (yield from measure(head, features))
+    else:
+        method, report = FINE_TUNE, (yield from measure(network, dataset))
+    network.to("cpu").eval()
     return Trained(spec, network, dataset, config, fitted, report, method, backbone.parent)
 
 
