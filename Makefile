@@ -37,7 +37,8 @@ format: setup  ## rewrite the code in the project's format
 	$(BIN)/ruff format .
 
 bench: setup  ## the benchmarks, as ratios measured in one run
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.train
+	$(BIN)/python -m benchmarks.serve
 
 docs: setup  ## write what the documentation repeats from the code
 	$(BIN)/python docs/generate.py
