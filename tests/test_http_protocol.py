@@ -450,7 +450,7 @@ def test_trickling_body_is_408_after_its_grace(strict_server: RunningServer) -> 
         while not is_readable(client.connection):
             client.send(b"x")
         assert client.answer().status == 408
-        assert 0.4 < time.monotonic() - begun < 3
+        assert 0.3 < time.monotonic() - begun < 3  # a grace of 0.4 s on a coarse clock
 
 
 def test_sender_does_not_pay_for_an_application_that_reads_late(

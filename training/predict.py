@@ -76,7 +76,8 @@ def predict_files(
         if inputs:
             with torch.inference_mode():
                 finished = manifest.preprocessing.finish(torch.stack(inputs).to(device))
-                answers = iter(network(finished).float().softmax(1).cpu())
+                scaled = network(finished).float() / (manifest.temperature or 1.0)
+                answers = iter(scaled.softmax(1).cpu())
         for path, one in zip(files[start : start + BATCH], read, strict=True):
             if isinstance(one, Tensor):
                 best = next(answers).topk(top_k)

@@ -7,9 +7,6 @@ from app.engine.item_queue import Item
 from app.engine.turns import Turns
 from app.errors import DeadlineUnreachable, QueueFull
 
-# What is promised must be likely: an estimate errs, so a tenth is added to it.
-MARGIN = 1.1
-
 
 class Admission:
     """The door of one lane; every call needs the lock."""
@@ -32,7 +29,8 @@ class Admission:
         left_s = item.deadline - now
         at_most_s = turns.home.backlog_s + max(0.0, turns.home.running_until - now)
         own_at_most_s = turns.policy.at_most_s(item.num_rows)
-        if at_most_s > self._max_wait_s or MARGIN * (at_most_s + own_at_most_s) > left_s:
+        margin = turns.policy.margin
+        if at_most_s > self._max_wait_s or margin * (at_most_s + own_at_most_s) > left_s:
             self._look_closely(item, left_s, now)
 
     def _look_closely(self, item: Item, left_s: float, now: float) -> None:
@@ -43,8 +41,9 @@ class Admission:
             self._refuse_full()
         num_rows = turns.items.rows_before(item.key)
         own_s = turns.policy.seconds(num_rows + item.num_rows) - turns.policy.seconds(num_rows)
-        if left_s <= 0.0 or (MARGIN * (wait_s + own_s) > left_s and self._is_sure(now)):
-            self._refuse_late(wait_s + own_s, left_s)
+        needed_s = turns.policy.margin * (wait_s + own_s)
+        if left_s <= 0.0 or (needed_s > left_s and self._is_sure(now)):
+            self._refuse_late(needed_s, left_s)
 
     def _is_sure(self, now: float) -> bool:
         """Not when the lane idles and its times are old: letting one through renews them."""

@@ -8,6 +8,10 @@ import torch
 from app.engine.batch_time import BatchSizes, BatchTime
 
 TINY_S = 0.001
+# A promise is the estimate times a margin. It grows with every promise that was broken and
+# shrinks with every one that was kept, so that it settles where one in a hundred is broken.
+MARGIN, LEAST_MARGIN, MOST_MARGIN = 1.1, 1.0, 2.0
+BROKEN_STEP, KEPT_STEP = 0.003, 0.00003
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,14 @@ class BatchPolicy:
         self._fastest_s: float | None = None
         self._full_s = self._row_s = self._shortest_s = 0.0
         self._num_unlearnt = 0
+        self.margin = MARGIN
+
+    def promise(self, kept: bool) -> None:
+        """An admitted request with a deadline was answered in time, or was not."""
+        if kept:
+            self.margin = max(LEAST_MARGIN, self.margin - KEPT_STEP)
+        else:
+            self.margin = min(MOST_MARGIN, self.margin + BROKEN_STEP)
 
     def learn(self, size: int, seconds: float, now: float, elapsed_s: float | None = None) -> None:
         """A batch of `size` rows, padding included, took `seconds`; see `BatchTime.add`.
@@ -86,9 +98,17 @@ class BatchPolicy:
             limit = min(limit, self.sizes.at_most(most))
         return limit if left_s == math.inf else self._within(left_s, limit)
 
-    def shortest_s(self, now: float) -> float:
-        """Who has less than this left cannot be answered in time, however small the batch."""
-        return self._shortest_s if self.time.is_trusted(now) else 0.0
+    def too_late_s(self, num_rows: int, limit: int, now: float) -> float:
+        """Who of `num_rows` has less than this left is not worth one of the `limit` rows to take.
+
+        Nobody is answered sooner than the smallest batch takes. And where enough others wait to
+        fill this batch and another, whoever would be late in it only takes their place.
+        """
+        if not self.time.is_trusted(now):
+            return 0.0
+        if num_rows < 2 * limit:
+            return self._shortest_s
+        return max(self._shortest_s, self.time.seconds(self.sizes.padded(limit)))
 
     def prefers_inline(self, is_inline: bool) -> bool:
         """Whether forwards are so short that a thread costs more; with hysteresis."""
@@ -101,7 +121,7 @@ class BatchPolicy:
         self.sizes = self.sizes.up_to(largest)
 
     def _within(self, left_s: float, limit: int) -> int:
-        """Fewer rows, where that keeps the first deadline and half of the throughput.
+        """Fewer rows, where that keeps the first deadline and most of the throughput.
 
         Without the second condition one deadline that is nearly due would let the device compute
         a single row where sixty wait, and make the next ones late too.
@@ -110,5 +130,6 @@ class BatchPolicy:
         fewer = self.sizes.at_most(self.time.rows_within(left_s))
         if fewer >= size or self.time.seconds(fewer) > left_s:
             return limit
-        keeps_half = 2 * fewer * self.time.seconds(size) >= size * self.time.seconds(fewer)
-        return min(fewer, limit) if keeps_half else limit
+        throughput = size / self.time.seconds(size)
+        keeps_most = fewer / self.time.seconds(fewer) >= 0.8 * throughput
+        return min(fewer, limit) if keeps_most else limit

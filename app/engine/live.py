@@ -18,7 +18,7 @@ from app.engine.predictor import Predictor
 from app.errors import LoadFailed, Unavailable
 from models.checkpoint import CheckpointError
 from models.networks import NetworkError
-from models.store import ModelStore, StoreError, Version
+from models.store import ModelStore, StoreError, UnknownModel, UnknownVersion, Version
 
 log = logging.getLogger(__name__)
 
@@ -177,6 +177,7 @@ class LiveModels:
         return Listing(name, number, "UNAVAILABLE", reason)
 
     async def _watch(self) -> None:
+        await asyncio.to_thread(self._sweep)
         while True:
             try:
                 await self._preload()
@@ -184,6 +185,12 @@ class LiveModels:
             except Exception:  # the watcher is this class's request: it logs, and goes on
                 log.exception("looking at the store failed; it is looked at again")
             await asyncio.sleep(self._watch_interval_s)
+
+    def _sweep(self) -> None:
+        try:
+            self.store.sweep()
+        except StoreError as error:
+            log.warning("what dead writers left in the store stays there: %s", error)
 
     async def _preload(self) -> None:
         if self._preloaded:
@@ -198,9 +205,12 @@ class LiveModels:
             return
         try:
             version = await asyncio.to_thread(self.store.resolve, reference)
-        except StoreError as error:
+        except (UnknownModel, UnknownVersion) as error:
             log.warning("%s leads nowhere any more: %s", reference, error)
             self._routes.pop(reference, None)
+            return
+        except StoreError as error:
+            log.warning("%s stays at version %d: %s", reference, current.version, error)
             return
         if version.number == current.version:
             return

@@ -81,7 +81,7 @@ class Predictor:
         self.answered_at = 0.0
         self._decoder = decoder
         # The lane must not know this object, or neither would ever be let go of.
-        run = _forward(loaded.network, loaded.device)
+        run = _forward(loaded)
         self.lane = batcher.open_lane(str(loaded.version), run, options, row_shape=self.input_shape)
         weakref.finalize(self, self.lane.let_go).atexit = False
 
@@ -146,19 +146,21 @@ class Predictor:
         )
 
 
-def _forward(network: nn.Module, device: torch.device) -> Callable[[Tensor], dict[str, Tensor]]:
-    if device.type == "cpu":
+def _forward(loaded: LoadedVersion) -> Callable[[Tensor], dict[str, Tensor]]:
+    """Logits and probabilities on the CPU; the manifest's temperature sharpens or softens these."""
+    network, device = loaded.network, loaded.device
+    temperature = loaded.manifest.temperature or 1.0
 
-        def run(batch: Tensor) -> dict[str, Tensor]:
-            logits = network(batch)
-            return {"logits": logits, "probabilities": torch.softmax(logits, 1)}
-    else:
+    def run(batch: Tensor) -> dict[str, Tensor]:
+        logits = network(batch)
+        scaled = logits if temperature == 1.0 else logits / temperature
+        return {"logits": logits, "probabilities": torch.softmax(scaled, 1)}
 
-        def run(batch: Tensor) -> dict[str, Tensor]:
-            logits = network(batch.to(device, non_blocking=True)).float()
-            return {"logits": logits.cpu(), "probabilities": torch.softmax(logits, 1).cpu()}
+    def run_there(batch: Tensor) -> dict[str, Tensor]:
+        answers = run(batch.to(device, non_blocking=True))
+        return {name: answer.float().cpu() for name, answer in answers.items()}
 
-    return run
+    return run if device.type == "cpu" else run_there
 
 
 def _inputs(shape: tuple[int, ...], pictures: bool) -> tuple[TensorSpec, ...]:

@@ -81,7 +81,7 @@ class Turns:
         if run is None or head is None:
             return None
         limit = self.policy.rows_to_take(self.items.num_rows, head.deadline - now, self.is_inline)
-        too_late = now + self.policy.shortest_s(now)
+        too_late = now + self.policy.too_late_s(self.items.num_rows, limit, now)
         parts, num_rows, late = self.items.take(limit, self.policy.sizes.padded, too_late)
         self._recount()
         self.num_out += 1
@@ -134,6 +134,7 @@ class Turns:
         item.future.set_result(
             Answer(outputs, queue_s * 1000, item.compute_s * 1000, item.batch_size)
         )
+        self.policy.promise(kept=True)
         self.statistics.count_answer(item.num_rows, queue_s, now - item.submitted_at)
 
     def fail_item(self, item: Item, error: Exception) -> None:
@@ -148,6 +149,7 @@ class Turns:
         """Answer `item` that its time is up."""
         if not item.future.done():
             item.future.set_exception(DeadlineExceeded("the time was up before the answer"))
+            self.policy.promise(kept=False)
             self.statistics.num_expired += 1
         with self._dispatch.lock:
             self.discard(item)
@@ -205,7 +207,7 @@ class Turn:
         self.lost: BaseException | None = None
         self._turns = turns
         self._run = run
-        self._late = late
+        self.late = late
         self._answers: list[tuple[Item, Outputs]] = []
         self._failed: list[tuple[Item, Exception]] = []
         for batch in batches:
@@ -233,7 +235,7 @@ class Turn:
     def deliver(self) -> None:
         """Answer everybody in it, on the event loop."""
         now = time.monotonic()
-        for item in self._late:
+        for item in self.late:
             self._turns.expire_item(item)
         for item, outputs in self._answers:
             self._turns.answer(item, outputs, now)
