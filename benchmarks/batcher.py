@@ -194,35 +194,37 @@ async def slow(batcher: Batcher, num_rounds: int) -> None:
 
 
 def joining(num_rounds: int) -> None:
-    """Ways to lay single rows side by side."""
-    print("\njoining single rows, microseconds a batch")
-    for shape, num_rows, repeat in (((784,), 32, 200), ((3, 224, 224), 8, 5)):
-        rows = [torch.randn(1, *shape) for _ in range(num_rows)]
-        target = torch.empty(num_rows, *shape)
+    """Ways to lay single rows side by side: fresh rows each time, a forward after each.
 
-        def copied(rows: list[Tensor] = rows, target: Tensor = target) -> None:
-            for number, row in enumerate(rows):
-                target[number] = row[0]
-
-        ways: dict[str, Callable[[], object]] = {
-            "torch.cat": lambda rows=rows: torch.cat(rows),
-            "torch.cat into a kept tensor": lambda rows=rows, target=target: torch.cat(
-                rows, out=target
+    To be called on another thread than the first, as the batcher does: the allocator gives the
+    memory of those back to the system sooner.
+    """
+    torch.set_num_threads(1)
+    print("\njoining single rows: processor time a batch")
+    between = nn.Sequential(nn.Conv2d(3, 32, 7, 4, 3), nn.ReLU(), nn.MaxPool2d(2)).eval()
+    picture = torch.randn(8, 3, 224, 224)
+    for shape, num_rows in (((784,), 32), ((3, 224, 224), 8)):
+        scratch, times = torch.empty(num_rows, *shape), defaultdict(list)
+        ways: dict[str, Callable[[list[Tensor]], Tensor]] = {
+            "torch.cat": torch.cat,
+            "torch.cat into kept memory": lambda rows, scratch=scratch: torch.cat(
+                rows, out=scratch
             ),
-            "numpy": lambda rows=rows: torch.from_numpy(
+            "numpy.concatenate": lambda rows: torch.from_numpy(
                 np.concatenate([row.numpy() for row in rows])
             ),
-            "row by row into a kept tensor": copied,
         }
-        times: dict[str, list[float]] = defaultdict(list)
-        for _ in range(num_rounds):
+        for _ in range(3 * num_rounds):
             for name in random.sample(list(ways), len(ways)):
-                began = time.perf_counter()
-                for _ in range(repeat):
-                    ways[name]()
-                times[name].append((time.perf_counter() - began) / repeat * 1e6)
+                rows = [torch.randn(1, *shape) for _ in range(num_rows)]
+                began = time.thread_time()
+                joined = ways[name](rows)
+                times[name].append((time.thread_time() - began) * 1e6)
+                with torch.inference_mode():
+                    between(picture)
+                del joined
         for name, values in times.items():
-            print(f"  {num_rows} x {shape}: {name:30} {statistics.median(values):9.1f}")
+            print(f"  {num_rows} x {shape}: {name:30} {statistics.median(values):9.1f} us")
 
 
 async def measure(num_rounds: int, num_threads: int) -> None:
@@ -232,6 +234,7 @@ async def measure(num_rounds: int, num_threads: int) -> None:
     await crowd(batcher, num_rounds)
     await slow(batcher, max(3, num_rounds // 3))
     await batcher.stop(5)
+    await asyncio.to_thread(joining, num_rounds)
 
 
 def main() -> None:
@@ -249,7 +252,6 @@ def main() -> None:
         uvloop.run(work)
     else:
         asyncio.run(work)
-    joining(arguments.rounds)
 
 
 if __name__ == "__main__":

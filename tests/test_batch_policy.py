@@ -143,7 +143,7 @@ def test_a_deadline_makes_the_batch_smaller() -> None:
     assert policy.rows_to_take(8, 0.001, is_inline=False) == 8  # too late for any size
 
 
-def test_a_deadline_never_costs_more_than_half_of_the_throughput() -> None:
+def test_a_deadline_never_costs_much_of_the_throughput() -> None:
     policy = policy_of(*CARD, LaneOptions(max_batch_items=64))
     assert policy.rows_to_take(64, 0.0021, is_inline=False) == 64
 

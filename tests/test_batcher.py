@@ -364,7 +364,7 @@ async def test_thousands_of_cancelled_callers_leave_nothing_behind() -> None:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
         assert lane.num_waiting_rows == 0
-        assert len(lane._turns.items._heap) < 200
+        assert not list(lane._turns.items)
         gate.open()
         await first
         assert gate.batches == [[0]]

@@ -1,0 +1,129 @@
+"""Overload on a clock of our own: the device is kept busy with answers that are still in time."""
+
+import asyncio
+import random
+from collections import Counter
+
+import pytest
+import torch
+
+from app.engine.admission import Admission
+from app.engine.batch import Batch
+from app.engine.batch_policy import LaneOptions
+from app.engine.dispatch import Dispatch
+from app.engine.item_queue import Item
+from app.engine.turns import Turns
+from app.errors import DeadlineUnreachable, QueueFull
+
+pytestmark = pytest.mark.anyio
+
+# Seconds that a batch takes in any case, and for each row; its largest size; a request's patience.
+FLAT, STEEP, CARD = (0.010, 0.0005, 32, 0.5), (0.002, 0.009, 8, 0.5), (0.002, 0.00005, 64, 0.05)
+
+
+class Station:
+    """One lane before a device whose batches take times of our choice, without any waiting."""
+
+    def __init__(self, device: tuple[float, float, int, float], noise: float) -> None:
+        self.start_s, self.per_row_s, self.largest, self.patience_s = device
+        self.noise = noise
+        self.random = random.Random(3)
+        self.outcomes: Counter[str] = Counter()
+        self.free_at = 0.0
+        self.dispatch = Dispatch(
+            asyncio.get_running_loop(),
+            torch.device("cpu"),
+            num_threads=1,
+            stuck_after_s=1e9,
+            on_lost=lambda _: None,
+        )
+        options = LaneOptions(self.largest, max_queue_items=100_000, inline_below_ms=0)
+        self.turns = Turns("station", lambda rows: {"y": rows}, options, self.dispatch)
+        self.admission = Admission(self.turns, options)
+        for size in self.turns.policy.sizes.sizes * 3:
+            self.turns.policy.learn(size, batch_s(self, size), now=0.0)
+
+    @property
+    def capacity(self) -> float:
+        """Rows a second, in batches of the largest size."""
+        return self.largest / batch_s(self, self.largest)
+
+    def run(self, load: float, num_requests: int) -> float:
+        """The share of what the device can do that was answered in time, at `load` times it."""
+        now = 0.0
+        for number in range(num_requests):
+            now += self.random.expovariate(load * self.capacity)
+            self.serve(until=now)
+            self.dispatch.threaded.running_until = self.free_at
+            self.arrive(number, now)
+        self.dispatch.stop()  # or its sweep would look at the real clock
+        return self.outcomes["in time"] / (now * self.capacity)
+
+    def arrive(self, number: int, now: float) -> None:
+        future = self.dispatch.loop.create_future()
+        item = Item(torch.zeros(1, 1), future, now, now + self.patience_s, 0, number)
+        try:
+            self.admission.admit(item, now)
+        except (DeadlineUnreachable, QueueFull) as refusal:
+            self.outcomes[type(refusal).__name__] += 1
+        else:
+            self.turns.push(item, now)
+
+    def serve(self, until: float) -> None:
+        while (head := self.turns.items.head()) is not None:
+            self.free_at = max(self.free_at, head.submitted_at)
+            if self.free_at >= until:
+                return
+            turn = self.turns.take(self.free_at)
+            assert turn is not None
+            for _ in turn.late:
+                self.settle("skipped")
+            for batch in turn.batches:
+                self.compute(batch)
+
+    def compute(self, batch: Batch) -> None:
+        noise = self.random.uniform(1 - self.noise, 1 + self.noise)
+        batch.compute_s = batch_s(self, batch.size) * noise
+        self.free_at += batch.compute_s
+        self.turns.learn([batch], halved=False, now=self.free_at)
+        for part in batch.parts:
+            self.settle("in time" if part.item.deadline >= self.free_at else "late")
+
+    def settle(self, outcome: str) -> None:
+        self.outcomes[outcome] += 1
+        self.turns.policy.promise(kept=outcome == "in time")
+
+
+def batch_s(station: Station, size: int) -> float:
+    return station.start_s + station.per_row_s * size
+
+
+@pytest.mark.parametrize("load", [2, 5])
+@pytest.mark.parametrize("device", [FLAT, STEEP, CARD])
+async def test_goodput_stays_near_capacity(
+    device: tuple[float, float, int, float], load: float
+) -> None:
+    station = Station(device, noise=0.3)
+    assert station.run(load, num_requests=8000) > 0.93
+    assert station.outcomes["DeadlineUnreachable"] > 1000
+    assert station.outcomes["late"] + station.outcomes["skipped"] < 0.03 * 8000
+
+
+@pytest.mark.parametrize("device", [FLAT, STEEP, CARD])
+async def test_below_capacity_hardly_anybody_is_refused(
+    device: tuple[float, float, int, float],
+) -> None:
+    station = Station(device, noise=0.3)
+    station.run(0.7, num_requests=4000)
+    assert station.outcomes["in time"] > 0.99 * 4000
+
+
+async def test_a_device_that_slows_down_makes_the_promises_careful() -> None:
+    station = Station(STEEP, noise=0.0)
+    for _ in range(100):
+        station.turns.policy.promise(kept=False)
+    careful = station.turns.policy.margin
+    assert careful > 1.3
+    for _ in range(20_000):
+        station.turns.policy.promise(kept=True)
+    assert 1.0 <= station.turns.policy.margin < careful
