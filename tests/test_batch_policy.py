@@ -146,6 +146,8 @@ def test_a_deadline_makes_the_batch_smaller() -> None:
 def test_a_deadline_never_costs_much_of_the_throughput() -> None:
     policy = policy_of(*CARD, LaneOptions(max_batch_items=64))
     assert policy.rows_to_take(64, 0.0021, is_inline=False) == 64
+    policy = policy_of(0.010, 0.0005, LaneOptions(max_batch_items=32))
+    assert policy.rows_to_take(32, 0.020, is_inline=False) == 32  # 16 at 0.7 of the throughput
 
 
 def test_tiny_forwards_move_to_the_event_loop_and_back_with_hysteresis() -> None:

@@ -404,6 +404,21 @@ async def test_who_is_late_is_skipped_before_the_event_loop_knows() -> None:
         assert isinstance(tasks[0].exception(), DeadlineExceeded)
 
 
+async def test_promises_are_remembered() -> None:
+    async with started() as batcher:
+        gate = Gate()
+        lane = batcher.open_lane("promises", gate, THREAD, row_shape=(1,))
+        policy = lane._turns.policy
+        before = policy.margin
+        with pytest.raises(DeadlineExceeded):
+            await lane.submit(rows(0), deadline=time.monotonic() + 0.02)
+        broken = policy.margin
+        gate.open()
+        await lane.submit(rows(1), deadline=time.monotonic() + 30)
+        assert broken > before
+        assert before < policy.margin < broken
+
+
 async def test_who_runs_past_its_deadline_is_told_in_time() -> None:
     async with started() as batcher:
         gate = Gate()
