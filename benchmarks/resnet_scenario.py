@@ -64,7 +64,10 @@ class Scenario:
         growth = statistics.median(used[-third:]) / statistics.median(used[:third])
         state = "met" if growth <= 1.05 else "missed"
         return Verdict(
-            "memory under overload, last rounds over the first", f"{growth:.4g}", "1.05", state
+            "memory under overload, last rounds over the first",
+            f"{growth:.4g}",
+            "at most 1.05",
+            state,
         )
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -29,6 +30,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     add("--quick", action="store_true", help="a smoke run: its figures mean nothing")
     add("--write", action="store_true", help="keep the outcome in benchmarks/results")
     add("--rounds", type=int, help=f"how many; without it {NUM_ROUNDS}, or 1 with --quick")
+    add("--seconds", type=float, help=f"of one closed loop; without it {FULL.closed_s:g}")
     add("--scenario", nargs="+", choices=("P", "R"), default=["P", "R"], help="which; both")
     add("--set", nargs="+", type=_setting, default=[], metavar="NAME=VALUE", help=_SET)
     return options
@@ -47,10 +49,12 @@ class Session:
     """
 
     def __init__(self, name: str, arguments: Sequence[str], options: argparse.Namespace) -> None:
+        # a stop by whoever started us must end the systems too
+        signal.signal(signal.SIGTERM, _leave)
         self.name, self.options = name, options
         self.settings: dict[str, str] = dict(options.set)
         self._command = " ".join([f"python -m benchmarks.{name}", *arguments])
-        self._timing = QUICK if options.quick else FULL
+        self._timing = _timing(options)
         self._num_rounds = options.rounds or (1 if options.quick else NUM_ROUNDS)
         self._began = datetime.now(UTC)
         self._method = self._first_sentences()
@@ -152,6 +156,18 @@ def compute_layout() -> Layout:
 def tell(line: str) -> None:
     """To whoever watches."""
     print(line, file=sys.stderr, flush=True)
+
+
+def _leave(number: int, _: object) -> None:
+    raise SystemExit(128 + number)
+
+
+def _timing(options: argparse.Namespace) -> Timing:
+    usual = QUICK if options.quick else FULL
+    if options.seconds is None:
+        return usual
+    longer = options.seconds / usual.closed_s
+    return Timing(usual.warm_up_s, options.seconds, usual.open_s * longer)
 
 
 def _setting(text: str) -> tuple[str, str]:

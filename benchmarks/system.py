@@ -61,7 +61,7 @@ class System:
     def __init__(self, launch: Launch, cores: Sequence[int], log: Path) -> None:
         self.name, self.port = launch.name, launch.port
         self._log = log
-        self._tree = ProcessTree(uuid.uuid4().hex)
+        self.tree = ProcessTree(uuid.uuid4().hex)
         command = ["taskset", "--cpu-list", ",".join(map(str, cores)), *launch.command]
         with log.open("wb") as output:
             self._process = subprocess.Popen(
@@ -70,7 +70,7 @@ class System:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=launch.folder,
-                env={**launch.environ, VARIABLE: self._tree.token},
+                env={**launch.environ, VARIABLE: self.tree.token},
                 start_new_session=True,
             )
         try:
@@ -87,7 +87,7 @@ class System:
 
     def freeze(self) -> None:
         """Stop every process of it until it is thawed."""
-        self._tree.send(signal.SIGSTOP)
+        self.tree.send(signal.SIGSTOP)
 
     def thaw(self) -> None:
         """Let it run.
@@ -96,23 +96,23 @@ class System:
             SystemFailed: it has ended.
         """
         self._check_alive()
-        self._tree.send(signal.SIGCONT)
+        self.tree.send(signal.SIGCONT)
 
     def cpu_us(self) -> int:
         """Microseconds of processor time that all its processes have used."""
-        return self._tree.cpu_us()
+        return self.tree.cpu_us()
 
     def memory_bytes(self) -> int:
         """Memory of all its processes (proportional set size)."""
-        return self._tree.memory_bytes()
+        return self.tree.memory_bytes()
 
     def stop(self) -> None:
         """End it: SIGTERM to its first process, and SIGKILL to what is left."""
-        self._tree.send(signal.SIGCONT)
+        self.tree.send(signal.SIGCONT)
         self._process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(STOP_DEADLINE_S)
-        self._tree.send(signal.SIGKILL)
+        self.tree.send(signal.SIGKILL)
         self._process.wait(STOP_DEADLINE_S)
 
     def _wait_ready(self, launch: Launch) -> None:

@@ -183,7 +183,7 @@ def _mlserver(
 PEERS = (
     Peer(
         "LitServe",
-        ("litserve==0.2.19",),
+        ("litserve==0.2.19", "python-multipart"),
         _litserve,
         "/health",
         {
@@ -194,7 +194,8 @@ PEERS = (
     ),
     Peer(
         "MLServer",
-        ("mlserver==1.7.1",),
+        # its parallel workers ask uvloop for what uvloop gives no more from 0.22 on
+        ("mlserver==1.7.1", "uvloop<0.22"),
         _mlserver,
         f"/v2/models/{MODEL}/ready",
         {"P": _v2_rows_at(f"/v2/models/{MODEL}/infer"), "R": _mlserver_picture},
@@ -217,7 +218,7 @@ PEERS = (
     ),
     Peer(
         "Ray Serve",
-        ("ray[serve]==2.60.0",),
+        ("ray[serve]==2.60.0", "python-multipart"),
         _ray,
         "/",
         {"P": _v2_rows_at("/"), "R": lambda picture: payload.multipart("/", picture)},
@@ -226,9 +227,7 @@ PEERS = (
             ("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1"),
             ("RAY_USAGE_STATS_ENABLED", "0"),
             ("RAY_AUTH_MODE", "disabled"),
-            # on one core its parts come up slowly
             ("RAY_raylet_start_wait_time_s", "300"),
-            ("RAY_agent_register_timeout_ms", "300000"),
             # frozen processes must not be taken for dead ones
             ("RAY_health_check_failure_threshold", "1000000"),
         ),

@@ -68,10 +68,9 @@ if __name__ == "__main__":
         include_dashboard=False,
         object_store_memory=200 * 1024**2,
         log_to_driver=False,
-        _node_ip_address="127.0.0.1",
         _temp_dir=os.path.abspath("ray"),
     )
-    serve.start(http_options={"host": "127.0.0.1", "port": int(port)}, logging_config=None)
+    serve.start(http_options={"host": "127.0.0.1", "port": int(port)})
     deployment = Perceptron if scenario == "P" else Pictures
     actor = {"num_cpus": 0.5}
     serve.run(deployment.options(ray_actor_options=actor).bind(), route_prefix="/")
