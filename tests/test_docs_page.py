@@ -15,6 +15,7 @@ from app.main import create_app
 from app.settings import Settings
 from models.store import ModelStore
 
+PATIENCE_MS = 60_000
 CHROMIUM = shutil.which("chromium")
 ARGUMENTS = [
     "--no-sandbox",
@@ -76,7 +77,7 @@ def page() -> Iterator[Page]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         page = browser.new_page(viewport={"width": 1200, "height": 1600})
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(PATIENCE_MS)
         yield page
         browser.close()
 
@@ -98,7 +99,7 @@ def test_try_it_out_predicts_a_chosen_file(
     predict.get_by_role("button", name="Execute").click()
 
     answer = predict.locator(".live-responses-table .response").first
-    expect(answer.locator(".response-col_status")).to_contain_text("200")
+    expect(answer.locator(".response-col_status")).to_contain_text("200", timeout=PATIENCE_MS)
     expect(answer).to_contain_text(re.compile(r'"label": "\d"'))
     assert foreign == []
     assert complaints == []
