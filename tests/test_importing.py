@@ -30,14 +30,14 @@ def small_network() -> nn.Module:
     """Answers `red` or `blue` for pictures that are one or the other."""
     torch.manual_seed(0)
     network = networks.build("cnn", {**OPTIONS, "num_classes": 2})
-    for part in network.modules():
-        if isinstance(part, nn.Conv2d):
-            nn.init.zeros_(part.weight)
-            for channel in range(2):  # carries red and blue through in channels of their own
-                source = (0, 2)[channel] if part.in_channels == 3 else channel
-                part.weight.data[channel, source, 1, 1] = 1.0
+    convolutions = [part for part in network.modules() if isinstance(part, nn.Conv2d)]
+    for part in convolutions:
+        nn.init.zeros_(part.weight)
+        for channel in range(2):  # carries red and blue through in channels of their own
+            source = (0, 2)[channel] if part.in_channels == 3 else channel
+            part.weight.data[channel, source, 1, 1] = 1.0
     nn.init.zeros_(network.head.weight)
-    half = network.head.in_features // network.body[-1][0].out_channels
+    half = network.head.in_features // convolutions[-1].out_channels
     for label in range(2):
         network.head.weight.data[label, label * half : (label + 1) * half] = 1.0
     return network.eval()
