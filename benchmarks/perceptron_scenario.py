@@ -1,10 +1,7 @@
 """Scenario P: a 784-128-64-10 perceptron, so small that what is measured is the HTTP front."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from benchmarks import ours, payload
 from benchmarks.networks import PERCEPTRON, publish_perceptrons
@@ -92,11 +89,6 @@ def prepare(stage: Stage, settings: Mapping[str, str]) -> Scenario:
     for connections in (1, 32):
         cells.append(stage.closed(f"hundred json {connections}", many, as_json, connections))
     return Scenario(cells)
-
-
-def logits(answer: bytes) -> np.ndarray:
-    """The first output of a V2 JSON answer, float32 `[10]`."""
-    return np.array(json.loads(answer)["outputs"][0]["data"], dtype=np.float32)
 
 
 def _server(stage: Stage, name: str, models: Sequence[str], settings: Mapping[str, str]) -> System:

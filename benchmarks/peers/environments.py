@@ -54,7 +54,7 @@ class Environment:
             return
         _check_disk(self.folder)
         uv = _uv()
-        _run([uv, "venv", "--clear", "--python", sys._base_executable, str(self.folder)])
+        _run([uv, "venv", "--clear", "--python", sys.executable, str(self.folder)])
         _run([uv, "pip", "install", "--python", str(self.python), *self.wanted])
         marker.write_text(wanted)
 
