@@ -6,11 +6,11 @@ torch is imported inside the commands, so that `--help` answers at once.
 import sys
 import threading
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from app.flags import with_settings
+from app.flags import read_settings, with_settings
 from app.logs import configure_logging
 from app.settings import Settings
 from training.__main__ import commands
@@ -35,7 +35,7 @@ Quickstart = Annotated[
 @commands.command("serve")
 @with_settings
 def serve(
-    settings: Settings,
+    flags: dict[str, Any],
     quickstart: Quickstart = False,
     import_file: ServeImport = None,
     network: ServeNetwork = None,
@@ -46,6 +46,7 @@ def serve(
     from app.http.server import listen
     from app.http.server import serve as serve_app
 
+    settings = read_settings(flags)
     configure_logging(settings)
     # A checkpoint of the operator's own may name a class that lies where the service is started.
     sys.path.append(str(Path.cwd()))

@@ -1,17 +1,12 @@
-"""The settings as options of the command line: one flag a field, with its sentence as help."""
+"""The settings as options of the command line, and how a bad one is told."""
 
-import inspect
 from collections.abc import Callable
-from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Any
 
-import typer
 from pydantic import ValidationError
-from pydantic.fields import FieldInfo
 
 from app.settings import Settings
-
-_FLAG_TYPES: Final = (Path, int, float)
+from training.options import with_fields
 
 
 class BadSetting(Exception):
@@ -19,29 +14,18 @@ class BadSetting(Exception):
 
 
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Let `command(settings, **own)` be called by typer with one flag for each setting as well."""
-    own = [one for one in inspect.signature(command).parameters.values() if one.name != "settings"]
-
-    def run(**values: Any) -> None:
-        flags = {name: values.pop(name) for name in Settings.model_fields}
-        command(read_settings(flags), **values)
-
-    fields = [_option(name, field) for name, field in Settings.model_fields.items()]
-    run.__signature__ = inspect.Signature([*own, *fields])  # type: ignore[attr-defined]
-    run.__annotations__ = {one.name: one.annotation for one in [*own, *fields]}
-    run.__doc__, run.__name__ = command.__doc__, command.__name__
-    return run
+    """Let typer call `command(flags, **own)`; each setting is a flag, and `flags` those given."""
+    return with_fields(command, Settings, flag_of=flag_of, variable_of=variable_of)
 
 
 def read_settings(flags: dict[str, Any]) -> Settings:
-    """Settings from `flags` (None where not given), then the environment, then `.env`.
+    """Settings from `flags`, then the environment, then `.env`.
 
     Raises:
         BadSetting: a value is out of range or of another type; the sentence names the setting.
     """
-    given = {name: value for name, value in flags.items() if value is not None}
     try:
-        return Settings(**given)
+        return Settings(**flags)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = str(first["loc"][0]) if first["loc"] else "settings"
@@ -58,17 +42,3 @@ def flag_of(name: str) -> str:
 def variable_of(name: str) -> str:
     """`max_body_bytes` -> `PYTORCHLIB_MAX_BODY_BYTES`."""
     return f"{Settings.model_config['env_prefix']}{name.upper()}"
-
-
-def _option(name: str, field: FieldInfo) -> inspect.Parameter:
-    kind: Any = field.annotation if field.annotation in _FLAG_TYPES else str
-    default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
-    shown = "none" if default == "" else default
-    help_text = f"{field.description} \\[{variable_of(name)}, default {shown}]"
-    option = typer.Option(flag_of(name), help=help_text, show_default=False)
-    return inspect.Parameter(
-        name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=None,
-        annotation=Annotated[kind | None, option],
-    )

@@ -16,9 +16,17 @@ from models.manifest import Manifest, NetworkSpec
 from models.preprocessing import Preprocessing
 from models.store import ModelStore, Version
 
-torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Quick and repeatable, also after a test of a command that took all threads there are.
+
+    Threads that wait for each other spin, and take ten times as long where others compute too.
+    """
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

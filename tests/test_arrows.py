@@ -42,7 +42,7 @@ LEVEL_OF = {part: level for level, parts in enumerate(LEVELS) for part in parts}
 ONLY_WITH_ITS_MODULE = {"torch.load", "os.environ", "os.getenv", "PIL.Image.open"}
 TRAINERS = {
     *("app/api/datasets.py", "app/api/evaluations.py", "app/api/fine_tuning.py"),
-    *("app/promotion.py", "app/jobs/work.py", "app/__main__.py"),
+    *("app/promotion.py", "app/jobs/work.py", "app/flags.py", "app/__main__.py"),
 }
 
 HEAVY = {
@@ -245,6 +245,7 @@ with TestClient(create_app(settings), "http://127.0.0.1") as client:
 """
 
 
+@pytest.mark.slow  # a process that imports torch; `make check` runs it too
 def test_a_first_predict_loads_nothing_heavy(store: ModelStore, digit_png: bytes) -> None:
     home = str(store.folder.parent)
     loaded = modules_loaded_by(FIRST_PREDICT.format(home=home, picture=digit_png))

@@ -117,6 +117,7 @@ def by_hand(folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
 
 
+@pytest.mark.slow  # a process that imports torch
 def test_a_checkpoint_is_read_by_hand_as_the_page_says(folder: Path) -> None:
     done = by_hand(folder)
     assert done.returncode == 0, done.stderr

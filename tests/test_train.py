@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from models.checkpoint import load
 from models.store import ModelStore
+from training.__main__ import commands
 from training.config import TrainConfig
 from training.events import recorded
 from training.measure import measure, whole
@@ -96,6 +98,15 @@ def test_a_dataset_that_has_grown_since_is_doubted(tmp_path: Path) -> None:
     measured = drive(loop)
     assert measured.report.num_samples == 60
     assert "it may have seen some of these" in measured.notes[-1]
+
+
+def test_the_sizes_of_a_network_are_options(tmp_path: Path) -> None:
+    arguments = ["train", "--network", "mlp", "--option", "hidden=[7]", "--epochs", "1"]
+    home = ["--name", "small", "--home", str(tmp_path)]
+    done = CliRunner().invoke(commands, [*arguments, *home])
+    assert done.exit_code == 0, done.output
+    manifest = load(tmp_path / "models" / "small" / "1").manifest
+    assert manifest.network.options == {"num_classes": 10, "inputs": 64, "hidden": [7]}
 
 
 def test_a_run_is_published_once(digits: Trained, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ Imports typer and nothing heavy: the server's own commands are merged with these
 imported here is part of the server's start-up time.
 """
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +28,11 @@ Device = Annotated[
     str, typer.Option("--device", help="Where to compute: auto, cpu, cuda or cuda:N.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines to read.")]
+
+Options = Annotated[
+    list[str] | None,
+    typer.Option("--option", metavar="NAME=VALUE", help="Of the network's class; may be repeated."),
+]
 
 
 class Commands(typer.core.TyperGroup):
@@ -50,3 +57,17 @@ def sentence_of(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.strerror}: {error.filename}"
     return None
+
+
+def named_values(options: Sequence[str]) -> dict[str, Any]:
+    """`name=value` pairs; a value is JSON where it can be read as such, else text."""
+    found: dict[str, Any] = {}
+    for text in options:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise typer.BadParameter(f"--option takes NAME=VALUE, not {text!r}")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found

@@ -5,14 +5,14 @@ torch is imported inside the commands, so that `--help` answers at once.
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from training import spoken
-from training.commands import HOME, Device, Home, Json
+from training.commands import HOME, Device, Home, Json, Options, named_values
 
 if TYPE_CHECKING:
     from models.checkpoint import Checkpoint
@@ -51,10 +51,6 @@ Input = Annotated[
     typer.Option(
         "--input", metavar="SHAPE", help="Numbers come in instead of pictures, as 784 or 1,28,28."
     ),
-]
-Options = Annotated[
-    list[str] | None,
-    typer.Option("--option", metavar="NAME=VALUE", help="Of the network's class; may be repeated."),
 ]
 Entry = Annotated[
     str | None, typer.Option(help="The key that holds the weights, in a file with several.")
@@ -113,7 +109,7 @@ def import_model(
     """
     shape = _numbers("--input", input_shape, int)
     means, stds = _numbers("--mean", mean, float), _numbers("--std", std, float)
-    options = _named(option or [])
+    options = named_values(option or [])
     _make_findable(network)
 
     from models.store import ModelStore
@@ -291,20 +287,6 @@ def _numbers(option: str, text: str | None, kind: type[Any]) -> tuple[Any, ...] 
         raise typer.BadParameter(
             f"{option} takes numbers with commas between, not {text!r}"
         ) from None
-
-
-def _named(options: Sequence[str]) -> dict[str, Any]:
-    """`name=value` pairs; a value is JSON where it can be read as such, else text."""
-    found: dict[str, Any] = {}
-    for text in options:
-        name, equals, value = text.partition("=")
-        if not equals or not name.isidentifier():
-            raise typer.BadParameter(f"--option takes NAME=VALUE, not {text!r}")
-        try:
-            found[name] = json.loads(value)
-        except ValueError:
-            found[name] = value
-    return found
 
 
 def _make_findable(network: str) -> None:

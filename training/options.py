@@ -1,14 +1,15 @@
 """Settings as options of the command line: one option a field, with its sentence as help."""
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args, get_origin
 
 import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-_PLAIN: Final = (bool, int, float)
+_PLAIN: Final = (bool, int, float, Path)
 
 
 def with_fields(
@@ -16,6 +17,7 @@ def with_fields(
     model: type[BaseModel],
     *,
     flag_of: Callable[[str], str],
+    variable_of: Callable[[str], str] | None = None,
     without: Iterable[str] = (),
 ) -> Callable[..., None]:
     """Let typer call `command(given, **own)`, `given` being the fields that the caller set.
@@ -24,6 +26,7 @@ def with_fields(
         command: its first parameter is `given`, a dictionary; the others are its own options.
         model: each of its fields becomes an option whose default is None, "not given".
         flag_of: what the option of a field is called.
+        variable_of: what the variable in the environment is called, where there is one.
         without: fields that are no options.
     """
     names = [name for name in model.model_fields if name not in set(without)]
@@ -33,7 +36,10 @@ def with_fields(
         given = {name: values.pop(name) for name in names}
         command({name: value for name, value in given.items() if value is not None}, **values)
 
-    fields = [_option(name, model.model_fields[name], flag_of(name)) for name in names]
+    variables = {name: f"{variable_of(name)}, " if variable_of else "" for name in names}
+    fields = [
+        _option(name, model.model_fields[name], flag_of(name), variables[name]) for name in names
+    ]
     run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         sorted([*own, *fields], key=lambda one: one.kind)
     )
@@ -42,11 +48,11 @@ def with_fields(
     return run
 
 
-def _option(name: str, field: FieldInfo, flag: str) -> inspect.Parameter:
+def _option(name: str, field: FieldInfo, flag: str, variable: str) -> inspect.Parameter:
     default = ", ".join(field.default) if isinstance(field.default, tuple) else field.default
     shown = "none" if default in ("", None) else default
     choices = f" One of {', '.join(get_args(field.annotation))}." if _is_choice(field) else ""
-    text = f"{field.description}{choices} \\[default: {shown}]"
+    text = f"{field.description}{choices} \\[{variable}default {shown}]"
     return inspect.Parameter(
         name,
         inspect.Parameter.KEYWORD_ONLY,
@@ -59,8 +65,16 @@ def _option(name: str, field: FieldInfo, flag: str) -> inspect.Parameter:
 
 def _kind(field: FieldInfo) -> Any:
     """What the command line parses; pydantic checks ranges and choices afterwards."""
-    annotations = {field.annotation, *get_args(field.annotation)}
+    annotations = set(_annotations(field.annotation))
     return next((kind for kind in _PLAIN if kind in annotations), str)
+
+
+def _annotations(annotation: Any) -> Iterator[Any]:
+    """The annotation and all that it is made of: `Annotated[int, ...] | None` holds an `int`."""
+    yield annotation
+    for part in get_args(annotation):
+        if isinstance(part, Hashable):
+            yield from _annotations(part)
 
 
 def _is_choice(field: FieldInfo) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from training.commands import HOME, Home, Json
+from training.commands import HOME, Home, Json, Options, named_values
 from training.config import FinetuneConfig, TrainConfig, option_name
 from training.options import with_fields
 from training.progress import Progress
@@ -49,6 +49,7 @@ def train(
     given: dict[str, Any],
     name: Name = None,
     resume: Resume = None,
+    option: Options = None,
     home: Home = HOME,
     as_json: Json = False,
 ) -> None:
@@ -64,7 +65,8 @@ def train(
         name, settings = _read_run(resume, "train")
         config = TrainConfig.of(**settings)
     else:
-        config = TrainConfig.of(**with_recipe(given))
+        options = {"network_options": named_values(option)} if option else {}
+        config = TrainConfig.of(**with_recipe({**given, **options}))
     run = resume or _new_run(home, "train", name, config.model_dump(mode="json"))
     _carry_out(run_training(config, run=run), run, name, home, as_json)
 
