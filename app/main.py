@@ -11,6 +11,7 @@ from starlette.routing import BaseRoute, Route
 
 from app.api.docs_page import mount_docs
 from app.api.error_answers import RequestEdge, install_error_answers
+from app.api.explain import ExplainLimits, explain_routes
 from app.api.health import health_routes
 from app.api.predict import PredictRoute
 from app.api.registry import registry_routes
@@ -19,6 +20,7 @@ from app.api.v2 import V2Options, v2_routes
 from app.api.v2_schema import TAG as V2_TAG
 from app.api.v2_schema import v2_entries
 from app.api.v2_tensors import Limits
+from app.engine.attribution import Explainer
 from app.engine.batch_policy import LaneOptions
 from app.engine.batcher import Batcher
 from app.engine.decoding import Decoder
@@ -63,6 +65,7 @@ def create_app(settings: Settings, *, draining: Callable[[], bool] = lambda: Fal
         models.device.DeviceUnavailable: the wanted device is not here.
     """
     engine = build_engine(settings)
+    explainer = Explainer(settings.max_explanations)
     metrics = Metrics(figures=lambda: _figures(engine.live))
 
     def not_ready() -> str | None:
@@ -75,6 +78,7 @@ def create_app(settings: Settings, *, draining: Callable[[], bool] = lambda: Fal
         await engine.live.start()
         yield
         await engine.live.stop()
+        explainer.close()
         await engine.batcher.stop(settings.drain_s)
         engine.decoder.close()
 
@@ -89,6 +93,8 @@ def create_app(settings: Settings, *, draining: Callable[[], bool] = lambda: Fal
     app.state.metrics = metrics
     # First in the list: every request walks it from the start.
     app.router.routes[:0] = _hot_routes(settings, engine.live, not_ready)
+    limits = ExplainLimits(settings.max_body_bytes, settings.request_timeout_ms)
+    app.include_router(explain_routes(engine.live, explainer, limits))
     app.include_router(registry_routes(engine.store, engine.live))
     app.include_router(health_routes(not_ready, metrics))
     mount_docs(app)

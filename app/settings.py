@@ -56,6 +56,9 @@ class Settings(BaseSettings):
     request_timeout_ms: float = Field(
         30_000, gt=0, description="Deadline of a request that names none."
     )
+    max_explanations: int = Field(
+        2, ge=1, le=64, description="Explanations computed at one moment; more are answered 429."
+    )
     watch_interval_s: float = Field(
         1.0, gt=0, description="How often the store is looked at for what other processes changed."
     )

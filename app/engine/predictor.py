@@ -69,6 +69,7 @@ class Predictor:
             loaded.version.number,
             manifest,
         )
+        self.loaded = loaded
         self.labels = manifest.labels
         self.input_shape = manifest.preprocessing.input_shape
         self.accepts_pictures = manifest.preprocessing.accepts_pictures
