@@ -344,3 +344,24 @@ def test_undone_gives_the_picture_back(trained: tuple[ModelStore, Dataset]) -> N
     pixels = torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8)
     again = preprocessing.undone(preprocessing.finish(pixels))
     assert torch.equal(again.round().to(torch.uint8), pixels)
+
+
+@pytest.mark.anyio
+async def test_a_residual_network_with_relus_in_place_is_explained(tmp_path: Path) -> None:
+    from models import checkpoint, networks
+    from models.backbones import picture_preprocessing
+    from models.manifest import Manifest, NetworkSpec
+
+    torch.manual_seed(0)
+    spec = NetworkSpec(name="torchvision/resnet18", options={"num_classes": 3})
+    network = networks.build(spec.name, spec.options).eval()
+    steps = picture_preprocessing(64, 64, [0.5] * 3, [0.25] * 3)
+    manifest = Manifest(network=spec, preprocessing=steps, labels=("a", "b", "c"))
+    store = ModelStore(tmp_path / "models")
+    store.publish("parts", lambda folder: checkpoint.save(folder, network, manifest))
+    bench = Bench(store, "parts")
+    for method in METHODS:
+        found = await bench.ask(torch.rand(1, 3, 64, 64), method, 2, max_steps=64)
+        assert found.attributions.shape == (3, 64, 64)
+        assert float(found.attributions.abs().sum()) > 0
+    await bench.close()

@@ -5,6 +5,7 @@ import math
 from typing import Final
 
 import numpy as np
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -36,9 +37,9 @@ def heat_map_png(preprocessing: Preprocessing, inputs: Tensor, attributions: Ten
             param="Accept",
         )
     grey = _grey(preprocessing.undone(inputs)[0])
-    heat = _heat(attributions.view(shape).sum(0).numpy())
+    heat = _heat(attributions.view(shape).sum(0))
     colour = np.where(heat[..., None] > 0, RED, BLUE)
-    opacity = np.abs(heat)[..., None] * 0.85
+    opacity = np.abs(heat)[..., None] ** 1.5 * 0.8
     pixels = grey[..., None] * (1 - opacity) + colour * opacity
     return _png(Image.fromarray(pixels.round().astype(np.uint8)))
 
@@ -50,10 +51,13 @@ def _grey(picture: Tensor) -> np.ndarray:
     return values if low == 0 and high > 1 else (values - low) / (high - low) * 255
 
 
-def _heat(summed: np.ndarray) -> np.ndarray:
-    """In -1..1."""
-    strongest = max(float(np.quantile(np.abs(summed), FULL_COLOUR)), 1e-12)
-    return np.clip(summed / strongest, -1, 1)
+def _heat(summed: Tensor) -> np.ndarray:
+    """`[H, W]` in -1..1; pixels of large maps are spread a little, or they are seen as dust."""
+    radius = min(summed.shape) // 96
+    spread = F.avg_pool2d(summed[None], 2 * radius + 1, 1, radius, count_include_pad=False)[0]
+    values: np.ndarray = spread.numpy()
+    strongest = max(float(np.quantile(np.abs(values), FULL_COLOUR)), 1e-12)
+    return np.clip(values / strongest, -1, 1)
 
 
 def _png(image: Image.Image) -> bytes:

@@ -26,6 +26,8 @@ Baseline: TypeAlias = Literal["black", "white", "mean"]
 
 # Rows that go through a forward and a backward together; these keep every activation.
 GRADIENT_ROWS: Final = 4
+# On a processor more rows at once are slower, because activations leave its caches.
+FORWARD_ROWS: Final = 8
 # The most that attributions may sum to something else than they should, relative to that.
 COMPLETE: Final = 0.01
 MAX_WINDOWS: Final = 4096
@@ -173,7 +175,7 @@ class _Task:
         self.shape = preprocessing.raw_shape
         self.twin, self.question, self.pieces = twin, question, pieces
         self.name = predictor.name
-        self.forward_rows = predictor.lane.largest_batch
+        self.forward_rows = min(FORWARD_ROWS, predictor.lane.largest_batch)
         self.gradient_rows = min(GRADIENT_ROWS, self.forward_rows)
         device = predictor.loaded.device
         # A copy outside inference mode, because gradients are wanted with respect to it.
@@ -190,7 +192,10 @@ class _Task:
         return methods[self.question.method]()
 
     def _forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.twin(x.view(len(x), *self.input_shape))
+        x = x.reshape(len(x), *self.input_shape)
+        if x.ndim == 4:  # convolutions are faster with the channels last
+            x = x.contiguous(memory_format=torch.channels_last)
+        logits: Tensor = self.twin(x)
         return logits
 
     def _forward_piece(self, x: Tensor) -> Tensor:
