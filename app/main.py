@@ -1,5 +1,6 @@
 """`create_app(settings)`: every part of the service is built here, once, in order."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
@@ -23,7 +24,9 @@ from app.api.v2_tensors import Limits
 from app.engine.attribution import Explainer
 from app.engine.batch_policy import LaneOptions
 from app.engine.batcher import Batcher
+from app.engine.compiling import Compiler
 from app.engine.decoding import Decoder
+from app.engine.known_choices import KnownChoices
 from app.engine.live import LiveModels
 from app.engine.loading import LoadedVersion, load_version
 from app.engine.predictor import Predictor
@@ -51,6 +54,7 @@ class Engine:
     store: ModelStore
     batcher: Batcher
     decoder: Decoder
+    compiler: Compiler
     live: LiveModels
 
 
@@ -81,6 +85,7 @@ def create_app(settings: Settings, *, draining: Callable[[], bool] = lambda: Fal
         explainer.close()
         await engine.batcher.stop(settings.drain_s)
         engine.decoder.close()
+        await asyncio.to_thread(engine.compiler.close)
 
     app = FastAPI(
         title="PyTorchLib",
@@ -137,17 +142,24 @@ def build_engine(settings: Settings) -> Engine:
         max_delay_ms=settings.max_delay_ms,
     )
 
+    known = KnownChoices(settings.home / "cache" / "choices", settings.precision)
+    compiler = Compiler(settings.home / "cache" / "compiled", threads)
+
     def open_predictor(loaded: LoadedVersion) -> Predictor:
-        return Predictor(loaded, batcher, decoder, options)
+        predictor = Predictor(loaded, batcher, decoder, options)
+        if settings.compile != "off":
+            sizes = predictor.lane.sizes
+            compiler.submit(loaded, sizes, always=settings.compile == "on")
+        return predictor
 
     live = LiveModels(
         store,
-        lambda version: load_version(version, device),
+        lambda version: load_version(version, device, settings.precision, known),
         open_predictor,
         preload=settings.preload,
         watch_interval_s=settings.watch_interval_s,
     )
-    return Engine(store, batcher, decoder, live)
+    return Engine(store, batcher, decoder, compiler, live)
 
 
 def _hot_routes(

@@ -27,6 +27,16 @@ class Settings(BaseSettings):
     threads: int = Field(
         0, ge=0, le=1024, description="Threads that compute; 0 takes what the cgroup allows."
     )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto",
+        description="Numbers that networks compute in; auto takes the quickest here that answers "
+        "as published.",
+    )
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Whether networks are compiled in the background; auto where there is time to "
+        "gain.",
+    )
     preload: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Models to load before the service is ready, separated by commas."
     )
