@@ -14,10 +14,11 @@ from app.api.docs_page import mount_docs
 from app.api.error_answers import RequestEdge, install_error_answers
 from app.api.explain import ExplainLimits, explain_routes
 from app.api.health import health_routes
+from app.api.hot_path import HotApplication, HotPath
 from app.api.predict import PredictRoute
 from app.api.registry import registry_routes
 from app.api.schema import install_schema, predict_entry
-from app.api.v2 import V2Options, v2_routes
+from app.api.v2 import V2Options, infer_routes, v2_routes
 from app.api.v2_schema import TAG as V2_TAG
 from app.api.v2_schema import v2_entries
 from app.api.v2_tensors import Limits
@@ -87,7 +88,7 @@ def create_app(settings: Settings, *, draining: Callable[[], bool] = lambda: Fal
         engine.decoder.close()
         await asyncio.to_thread(engine.compiler.close)
 
-    app = FastAPI(
+    app = HotApplication(
         title="PyTorchLib",
         version=version("pytorchlib"),
         docs_url=None,
@@ -97,7 +98,8 @@ def create_app(settings: Settings, *, draining: Callable[[], bool] = lambda: Fal
     app.state.engine = engine
     app.state.metrics = metrics
     # First in the list: every request walks it from the start.
-    app.router.routes[:0] = _hot_routes(settings, engine.live, not_ready)
+    hot, plain = _plain_routes(settings, engine.live, not_ready)
+    app.router.routes[:0] = [*hot, *plain]
     limits = ExplainLimits(settings.max_body_bytes, settings.request_timeout_ms)
     app.include_router(explain_routes(engine.live, explainer, limits))
     app.include_router(registry_routes(engine.store, engine.live))
@@ -107,10 +109,13 @@ def create_app(settings: Settings, *, draining: Callable[[], bool] = lambda: Fal
         app, {PREDICT_PATH: predict_entry(settings.max_picture_bytes), **v2_entries()}, TAGS
     )
     install_error_answers(app)
+    policy, logged = _policy(settings), settings.log_requests
     # Added last is outermost: what the guard refuses is counted too.
     app.add_middleware(RequestEdge)
-    app.add_middleware(OriginGuard, policy=_policy(settings))
-    app.add_middleware(AccessLog, metrics=metrics, logged=settings.log_requests)
+    app.add_middleware(OriginGuard, policy=policy)
+    app.add_middleware(AccessLog, metrics=metrics, logged=logged)
+    # The same three in one layer, for the routes whose requests would pay most for them.
+    app.hot_path = HotPath(hot, OriginGuard(app, policy), AccessLog(app, metrics, logged))
     return app
 
 
@@ -162,10 +167,10 @@ def build_engine(settings: Settings) -> Engine:
     return Engine(store, batcher, decoder, compiler, live)
 
 
-def _hot_routes(
+def _plain_routes(
     settings: Settings, live: LiveModels, not_ready: Callable[[], str | None]
-) -> list[BaseRoute]:
-    """The routes that compute: plain ASGI, outside FastAPI's dependency tree."""
+) -> tuple[list[Route], list[BaseRoute]]:
+    """The routes outside FastAPI's dependency tree: those that compute, and the others of V2."""
     predict = PredictRoute(
         live,
         max_inputs=settings.max_inputs,
@@ -180,10 +185,8 @@ def _hot_routes(
     v2 = V2Options(
         limits, version("pytorchlib"), settings.max_batch_items, settings.request_timeout_ms
     )
-    return [
-        Route(PREDICT_PATH, predict, methods=["POST"]),
-        *v2_routes(live, v2, not_ready=not_ready),
-    ]
+    hot = [*infer_routes(live, v2), Route(PREDICT_PATH, predict, methods=["POST"])]
+    return hot, v2_routes(live, v2, not_ready=not_ready)
 
 
 def _not_ready(engine: Engine, draining: Callable[[], bool]) -> str | None:

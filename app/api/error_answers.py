@@ -44,9 +44,15 @@ class RequestEdge:
         except Exception as error:
             if started:
                 raise
-            request_id = scope.get("state", {}).get("request_id")
-            log.exception("request %s failed", request_id)
+            log_unless_known(error, scope)
             await error_response(Request(scope), refusal_of(error))(scope, receive, send)
+
+
+def log_unless_known(error: Exception, scope: Scope) -> None:
+    """Write the traceback of an error that the table of statuses does not know."""
+    if not any(known in STATUS for known in type(error).__mro__):
+        request_id = scope.get("state", {}).get("request_id")
+        log.error("request %s failed", request_id, exc_info=error)
 
 
 def install_error_answers(app: FastAPI) -> None:

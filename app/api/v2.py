@@ -65,19 +65,23 @@ class V2Options:
     request_timeout_ms: float
 
 
+def infer_routes(live: LiveModels, options: V2Options) -> list[Route]:
+    """The routes of `infer`, plain ASGI."""
+    infer = InferRoute(live, options)
+    return [Route(f"{path}/infer", infer, methods=["POST"]) for path in MODEL_PATHS]
+
+
 def v2_routes(
     live: LiveModels, options: V2Options, not_ready: Callable[[], str | None] | None = None
 ) -> list[BaseRoute]:
-    """Every route of the protocol; `infer` first, because requests walk the list.
+    """Every other route of the protocol.
 
     Args:
         not_ready: why the service is not ready, None when it is; by default the models decide.
     """
     repository = RepositoryRoutes(live, options.limits)
     models = ModelRoutes(live, options)
-    infer = InferRoute(live, options)
     return [
-        *(Route(f"{path}/infer", infer, methods=["POST"]) for path in MODEL_PATHS),
         Route("/v2", _server(options), methods=["GET"]),
         Route("/v2/health/live", _live, methods=["GET"]),
         Route("/v2/health/ready", _ready(live, not_ready), methods=["GET"]),

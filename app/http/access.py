@@ -6,13 +6,12 @@ from typing import Any, Final, Literal
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.http.answer import CALLER_LEFT
 from app.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
 UNMATCHED: Final = "unmatched"
-# nginx's number for a caller who left before the answer: nothing was sent, so nothing was a status.
-CALLER_LEFT: Final = 499
 
 
 class AccessLog:
@@ -47,9 +46,10 @@ class AccessLog:
         try:
             await self._app(scope, receive, watched)
         finally:
-            self._count(scope, status, time.perf_counter() - began)
+            self.count(scope, status, time.perf_counter() - began)
 
-    def _count(self, scope: Scope, status: int, seconds: float) -> None:
+    def count(self, scope: Scope, status: int, seconds: float) -> None:
+        """Count a request that is over, and log it where that is wanted."""
         predictor = scope.get("model")
         model, version = (predictor.name, str(predictor.version)) if predictor else ("", "")
         route = getattr(scope.get("route"), "path", UNMATCHED)
