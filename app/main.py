@@ -12,6 +12,7 @@ from starlette.routing import BaseRoute, Route
 from app.api.docs_page import mount_docs
 from app.api.error_answers import RequestEdge, install_error_answers
 from app.api.health import health_routes
+from app.api.permission import Gate
 from app.api.predict import PredictRoute
 from app.api.registry import registry_routes
 from app.api.schema import install_schema, predict_entry
@@ -19,6 +20,8 @@ from app.api.v2 import V2Options, v2_routes
 from app.api.v2_schema import TAG as V2_TAG
 from app.api.v2_schema import v2_entries
 from app.api.v2_tensors import Limits
+from app.auth.signed_link import LinkSigner
+from app.auth.watch import KeySources, KeyWatch
 from app.engine.batch_policy import LaneOptions
 from app.engine.batcher import Batcher
 from app.engine.decoding import Decoder
@@ -27,6 +30,7 @@ from app.engine.loading import LoadedVersion, load_version
 from app.engine.predictor import Predictor
 from app.http.access import AccessLog
 from app.http.origin import OriginGuard, OriginPolicy
+from app.http.server import is_loopback
 from app.metrics import BATCH_BUCKETS, Histogram, Metrics, ModelFigures
 from app.settings import Settings
 from models.device import choose_device, thread_count
@@ -61,19 +65,29 @@ def create_app(settings: Settings, *, draining: Callable[[], bool] = lambda: Fal
 
     Raises:
         models.device.DeviceUnavailable: the wanted device is not here.
+        app.auth.key.KeyFault: a file of keys cannot be read, or a key in the environment is none.
     """
+    sources = KeySources(settings.home, settings.api_keys_file, settings.api_key)
+    keys = KeyWatch(sources, settings.watch_interval_s)
+    gate = Gate(
+        keys,
+        LinkSigner(settings.home, settings.signed_link_s),
+        open_without_keys=settings.no_auth or is_loopback(settings.host),
+    )
     engine = build_engine(settings)
     metrics = Metrics(figures=lambda: _figures(engine.live))
 
     def not_ready() -> str | None:
-        return _not_ready(engine, draining)
+        return _not_ready(engine, keys, draining)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         engine.batcher.start()
         engine.decoder.warm_up()
         await engine.live.start()
+        keys.start()
         yield
+        await keys.stop()
         await engine.live.stop()
         await engine.batcher.stop(settings.drain_s)
         engine.decoder.close()
@@ -87,8 +101,9 @@ def create_app(settings: Settings, *, draining: Callable[[], bool] = lambda: Fal
     )
     app.state.engine = engine
     app.state.metrics = metrics
+    app.state.gate = gate
     # First in the list: every request walks it from the start.
-    app.router.routes[:0] = _hot_routes(settings, engine.live, not_ready)
+    app.router.routes[:0] = _hot_routes(settings, engine.live, gate, not_ready)
     app.include_router(registry_routes(engine.store, engine.live))
     app.include_router(health_routes(not_ready, metrics))
     mount_docs(app)
@@ -96,6 +111,8 @@ def create_app(settings: Settings, *, draining: Callable[[], bool] = lambda: Fal
         app, {PREDICT_PATH: predict_entry(settings.max_picture_bytes), **v2_entries()}, TAGS
     )
     install_error_answers(app)
+    # Behind the last route: one that says no scope stops the start.
+    gate.guard(app.routes)
     # Added last is outermost: what the guard refuses is counted too.
     app.add_middleware(RequestEdge)
     app.add_middleware(OriginGuard, policy=_policy(settings))
@@ -145,7 +162,7 @@ def build_engine(settings: Settings) -> Engine:
 
 
 def _hot_routes(
-    settings: Settings, live: LiveModels, not_ready: Callable[[], str | None]
+    settings: Settings, live: LiveModels, gate: Gate, not_ready: Callable[[], str | None]
 ) -> list[BaseRoute]:
     """The routes that compute: plain ASGI, outside FastAPI's dependency tree."""
     predict = PredictRoute(
@@ -163,16 +180,18 @@ def _hot_routes(
         limits, version("pytorchlib"), settings.max_batch_items, settings.request_timeout_ms
     )
     return [
-        Route(PREDICT_PATH, predict, methods=["POST"]),
-        *v2_routes(live, v2, not_ready=not_ready),
+        Route(PREDICT_PATH, gate.guarded("predict", predict), methods=["POST"]),
+        *v2_routes(live, v2, gate, not_ready=not_ready),
     ]
 
 
-def _not_ready(engine: Engine, draining: Callable[[], bool]) -> str | None:
+def _not_ready(engine: Engine, keys: KeyWatch, draining: Callable[[], bool]) -> str | None:
     if draining():
         return "the service is stopping"
     if engine.batcher.broken:
         return "the device answers no more; this process is about to end"
+    if not keys.watching():
+        return "nobody watches the keys; one that is revoked would still open"
     if not engine.live.ready():
         return f"loading {', '.join(engine.live.preload) or 'nothing'}"
     return None

@@ -315,7 +315,7 @@ def test_the_repository_takes_no_files(client: TestClient) -> None:
 
 def test_every_route_has_an_entry_and_every_entry_a_route(client: TestClient) -> None:
     options = V2Options(Limits(), "0", 1, 1.0)
-    routes = v2_routes(client.app.state.engine.live, options)  # type: ignore[attr-defined]
+    routes = v2_routes(client.app.state.engine.live, options, client.app.state.gate)  # type: ignore[attr-defined]
     entries = v2_entries()
     assert {route.path for route in routes} == set(entries)  # type: ignore[attr-defined]
     assert len(MODEL_PATHS) == 2
