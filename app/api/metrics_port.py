@@ -3,8 +3,6 @@
 One server listens on both ports, so that scrapes are answered until the last request is.
 """
 
-from collections.abc import Awaitable
-
 import orjson
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -33,11 +31,10 @@ class MetricsPort:
         self._port = port
         self._hosts = HostList(allowed_hosts)
 
-    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer what came in at the second port; pass everything else on."""
-        if scope["type"] == "http" and scope["server"][1] == self._port:
-            return self._answer(scope)(scope, receive, send)
-        return self._app(scope, receive, send)
+        answers = scope["type"] == "http" and scope["server"][1] == self._port
+        await (self._answer(scope) if answers else self._app)(scope, receive, send)
 
     def _answer(self, scope: Scope) -> Response:
         headers = {name.decode(): value.decode() for name, value in SAFE_HEADERS}
