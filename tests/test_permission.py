@@ -24,7 +24,7 @@ from app.api.permission import (
     key_name,
     requires,
     requires_or_signed,
-    scope_of,
+    scopes_of,
     signed_link,
 )
 from app.auth.key import ALL_SCOPES, Scope
@@ -36,6 +36,7 @@ from app.settings import Settings
 from models.store import ModelStore
 
 BAD = {"Authorization": "Bearer ptl_00000000_" + "x" * 43}
+PAIRS: list[tuple[Scope, ...]] = [("predict",), ("admin",), ("predict", "admin")]
 Open = Callable[..., TestClient]
 
 
@@ -86,8 +87,7 @@ def at(application: FastAPI) -> Iterator[Open]:
 def asked(application: FastAPI) -> Iterator[tuple[str, str, Scope]]:
     """(method, path with its parameters filled in, scope) of every route that asks for a key."""
     for path, route in every_route(application.routes):
-        scope = scope_of(route)
-        if scope is not None:
+        for scope in scopes_of(route):
             for method in sorted(route.methods):  # type: ignore[attr-defined]
                 yield method, re.sub(r"\{[^}]+\}", "digits", path), scope
 
@@ -97,14 +97,14 @@ def asked(application: FastAPI) -> Iterator[tuple[str, str, Scope]]:
 
 def test_every_route_says_its_scope_or_is_public(application: FastAPI) -> None:
     routes = every_route(application.routes)
-    public = {path for path, route in routes if scope_of(route) is None}
+    public = {path for path, route in routes if not scopes_of(route)}
     assert public == PUBLIC
     assert len(list(asked(application))) > 20
 
 
 def test_every_route_with_a_scope_is_behind_the_gate(application: FastAPI) -> None:
     for _, route in every_route(application.routes):
-        if scope_of(route) is not None:
+        if scopes_of(route):
             doors = [route.handle, getattr(route, "app", None)]
             assert any(isinstance(door, Guarded) for door in doors), route
 
@@ -129,6 +129,21 @@ def test_a_router_that_says_nothing_stops_the_start(application: FastAPI) -> Non
     app.include_router(outer, prefix="/v9")
     with pytest.raises(Unguarded, match="/v9/outer/inner/livez says no scope"):
         application.state.gate.guard(app.routes)
+
+
+def test_a_route_asks_for_what_its_router_asks_for_as_well(tmp_path: Path) -> None:
+    tokens = [KeyStore(tmp_path).create(f"k{i}", scopes)[1] for i, scopes in enumerate(PAIRS)]
+    router, app = APIRouter(dependencies=[requires("predict")]), FastAPI(openapi_url=None)
+    router.get("/x", dependencies=[requires("admin")])(lambda: None)
+    app.include_router(router)
+    gate = Gate(
+        KeyWatch(KeySources(tmp_path), 60), LinkSigner(tmp_path, 60), open_without_keys=True
+    )
+    gate.guard(app.routes)
+    install_error_answers(app)
+    with TestClient(app) as client:
+        statuses = [client.get("/x", headers=bearer(token)).status_code for token in tokens]
+    assert statuses == [403, 403, 200]
 
 
 def test_scopes_of_the_routes_that_change_things(application: FastAPI) -> None:
@@ -443,8 +458,8 @@ def test_the_description_names_the_scope_of_every_operation(application: FastAPI
     for path, route in every_route(application.routes):
         for method in getattr(route, "methods", None) or ():
             if (method.lower(), path) in said:
-                scope = scope_of(route)
-                assert said[method.lower(), path] == (scope and [{"key": [scope]}]), path
+                scopes = list(scopes_of(route))
+                assert said[method.lower(), path] == ([{"key": scopes}] if scopes else None), path
     load = document["paths"]["/v2/repository/models/{model}/load"]["post"]["responses"]
     assert "models:write" in load["403"]["description"]
     assert load["401"]["content"]["application/json"]["schema"]["$ref"].endswith("/V2Error")

@@ -137,15 +137,14 @@ class Gate:
             Unguarded: a route says no scope, and is not one of the public ones.
         """
         for path, route in every_route(routes):
-            need = _need_of(route)
-            if need is not None:
-                admit = self.admit_link if need.by_link else self.admit
-                handle: Any = Guarded(self, need.scope, route.handle, admit)
-                route.handle = handle  # type: ignore[method-assign]
-            elif scope_of(route) is None and path not in PUBLIC:
+            if not scopes_of(route) and path not in PUBLIC:
                 raise Unguarded(
                     f"the route {path} says no scope: give it dependencies=[requires(...)]"
                 )
+            for need in _needs_of(route):
+                admit = self.admit_link if need.by_link else self.admit
+                handle: Any = Guarded(self, need.scope, route.handle, admit)
+                route.handle = handle  # type: ignore[method-assign]
 
     def _find(self, connection: Connection, token: bytes) -> Grant:
         """A key that is seen for the first time.
@@ -207,18 +206,18 @@ def every_route(routes: Iterable[BaseRoute], prefix: str = "") -> Iterator[tuple
             yield from every_route(inner.routes, prefix + context.prefix)
 
 
-def scope_of(route: BaseRoute) -> Scope | None:
-    """The scope that a route asks for; None where it says none."""
-    need = _need_of(route)
-    if need is not None:
-        return need.scope
+def scopes_of(route: BaseRoute) -> tuple[Scope, ...]:
+    """The scopes that a route asks for, all of them; none where it says none."""
     endpoint = getattr(route, "endpoint", None)
-    return endpoint.scope if isinstance(endpoint, Guarded) else None
+    if isinstance(endpoint, Guarded):
+        return (endpoint.scope,)
+    return tuple(need.scope for need in _needs_of(route))
 
 
-def _need_of(route: BaseRoute) -> _Need | None:
+def _needs_of(route: BaseRoute) -> list[_Need]:
+    """What it says itself, and what its router says for all of its routes."""
     wanted = [one.dependency for one in getattr(route, "dependencies", ())]
-    return next((one for one in wanted if isinstance(one, _Need)), None)
+    return [one for one in wanted if isinstance(one, _Need)]
 
 
 def _bearer(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:

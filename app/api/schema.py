@@ -6,7 +6,7 @@ from typing import Any, Final
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from app.api.permission import every_route, scope_of
+from app.api.permission import every_route, scopes_of
 
 DESCRIPTION: Final = (
     "Predict, evaluate and fine-tune PyTorch models. Models are named `digits` (its production "
@@ -182,12 +182,12 @@ def install_schema(app: FastAPI, entries: Mapping[str, Any], tags: list[dict[str
 def _say_scopes(app: FastAPI, paths: dict[str, Any]) -> None:
     """Let each operation name the scope it asks for, as the route itself says it."""
     for path, route in every_route(app.routes):
-        scope, operations = scope_of(route), paths.get(path, {})
+        scopes, operations = scopes_of(route), paths.get(path, {})
         for method in getattr(route, "methods", None) or ():
             operation = operations.get(method.lower())
-            if scope is not None and operation is not None:
-                operation["security"] = [{"key": [scope]}]
-                _add_refusals(operation["responses"], path, scope)
+            if scopes and operation is not None:
+                operation["security"] = [{"key": list(scopes)}]
+                _add_refusals(operation["responses"], path, " and ".join(scopes))
 
 
 def _add_refusals(answers: dict[str, Any], path: str, scope: str) -> None:
