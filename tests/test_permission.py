@@ -338,6 +338,7 @@ def test_a_key_is_never_logged_nor_answered(
         ({"no_auth": True, "api_key": "one-key-from-the-environment"}, 401),
         ({"api_key": "one-key-from-the-environment"}, 401),
         ({"api_key": " "}, 200),
+        ({"api_keys_file": "absent"}, 401),
     ],
 )
 def test_who_is_open_without_a_key(tmp_path: Path, given: dict[str, Any], status: int) -> None:

@@ -66,9 +66,10 @@ class KeyStore:
         try:
             return KeyFile.model_validate_json(text).keys
         except ValidationError as error:
-            where = ".".join(str(part) for part in error.errors()[0]["loc"]) or "it"
+            where = ".".join(str(part) for part in error.errors()[0]["loc"])
             raise KeysUnreadable(
-                f"{self.path} is damaged at {where}; put it right, or remove it and make new keys"
+                f"{self.path} is damaged{where and f' at {where}'}; put it right, or remove it and "
+                "make new keys"
             ) from None
 
     def create(
