@@ -1,5 +1,6 @@
 """`create_app(settings)`: every part of the service is built here, once, in order."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from starlette.routing import BaseRoute, Route
 
 from app.api.docs_page import mount_docs
 from app.api.error_answers import RequestEdge, install_error_answers
+from app.api.explain import ExplainLimits, explain_routes
 from app.api.health import health_routes
 from app.api.permission import Gate
 from app.api.predict import PredictRoute
@@ -22,9 +24,12 @@ from app.api.v2_schema import v2_entries
 from app.api.v2_tensors import Limits
 from app.auth.signed_link import LinkSigner
 from app.auth.watch import KeySources, KeyWatch
+from app.engine.attribution import Explainer
 from app.engine.batch_policy import LaneOptions
 from app.engine.batcher import Batcher
+from app.engine.compiling import Compiler
 from app.engine.decoding import Decoder
+from app.engine.known_choices import KnownChoices
 from app.engine.live import LiveModels
 from app.engine.loading import LoadedVersion, load_version
 from app.engine.predictor import Predictor
@@ -53,6 +58,7 @@ class Engine:
     store: ModelStore
     batcher: Batcher
     decoder: Decoder
+    compiler: Compiler
     live: LiveModels
 
 
@@ -75,6 +81,7 @@ def create_app(settings: Settings, *, draining: Callable[[], bool] = lambda: Fal
         open_without_keys=settings.no_auth or is_loopback(settings.host),
     )
     engine = build_engine(settings)
+    explainer = Explainer(settings.max_explanations)
     metrics = Metrics(figures=lambda: _figures(engine.live))
 
     def not_ready() -> str | None:
@@ -89,8 +96,10 @@ def create_app(settings: Settings, *, draining: Callable[[], bool] = lambda: Fal
         yield
         await keys.stop()
         await engine.live.stop()
+        explainer.close()
         await engine.batcher.stop(settings.drain_s)
         engine.decoder.close()
+        await asyncio.to_thread(engine.compiler.close)
 
     app = FastAPI(
         title="PyTorchLib",
@@ -104,6 +113,8 @@ def create_app(settings: Settings, *, draining: Callable[[], bool] = lambda: Fal
     app.state.gate = gate
     # First in the list: every request walks it from the start.
     app.router.routes[:0] = _hot_routes(settings, engine.live, gate, not_ready)
+    limits = ExplainLimits(settings.max_body_bytes, settings.request_timeout_ms)
+    app.include_router(explain_routes(engine.live, explainer, limits))
     app.include_router(registry_routes(engine.store, engine.live))
     app.include_router(health_routes(not_ready, metrics))
     mount_docs(app)
@@ -148,17 +159,24 @@ def build_engine(settings: Settings) -> Engine:
         max_delay_ms=settings.max_delay_ms,
     )
 
+    known = KnownChoices(settings.home / "cache" / "choices", settings.precision)
+    compiler = Compiler(settings.home / "cache" / "compiled", threads)
+
     def open_predictor(loaded: LoadedVersion) -> Predictor:
-        return Predictor(loaded, batcher, decoder, options)
+        predictor = Predictor(loaded, batcher, decoder, options)
+        if settings.compile != "off":
+            sizes = predictor.lane.sizes
+            compiler.submit(loaded, sizes, always=settings.compile == "on")
+        return predictor
 
     live = LiveModels(
         store,
-        lambda version: load_version(version, device),
+        lambda version: load_version(version, device, settings.precision, known),
         open_predictor,
         preload=settings.preload,
         watch_interval_s=settings.watch_interval_s,
     )
-    return Engine(store, batcher, decoder, live)
+    return Engine(store, batcher, decoder, compiler, live)
 
 
 def _hot_routes(

@@ -27,6 +27,16 @@ class Settings(BaseSettings):
     threads: int = Field(
         0, ge=0, le=1024, description="Threads that compute; 0 takes what the cgroup allows."
     )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto",
+        description="Numbers that networks compute in; auto takes the quickest here that answers "
+        "as published.",
+    )
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Whether networks are compiled in the background; auto where there is time to "
+        "gain.",
+    )
     preload: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Models to load before the service is ready, separated by commas."
     )
@@ -73,6 +83,9 @@ class Settings(BaseSettings):
     )
     request_timeout_ms: float = Field(
         30_000, gt=0, description="Deadline of a request that names none."
+    )
+    max_explanations: int = Field(
+        2, ge=1, le=64, description="Explanations computed at one moment; more are answered 429."
     )
     watch_interval_s: float = Field(
         1.0, gt=0, description="How often the store is looked at for what other processes changed."

@@ -75,7 +75,6 @@ def shown(example: Any) -> dict[int | str, dict[str, Any]]:
 
 def predict_entry(max_picture_bytes: int) -> dict[str, Any]:
     """The entry of `POST /v1/models/{model}/predict`."""
-    picture = {"type": "string", "format": "binary"}
     return {
         "post": {
             "tags": ["predict"],
@@ -111,36 +110,7 @@ def predict_entry(max_picture_bytes: int) -> dict[str, Any]:
                     "schema": {"type": "number", "exclusiveMinimum": 0},
                 },
             ],
-            "requestBody": {
-                "required": True,
-                "content": {
-                    "multipart/form-data": {
-                        "schema": {
-                            "type": "object",
-                            "required": ["file"],
-                            "properties": {
-                                "file": {
-                                    "type": "array",
-                                    "items": picture,
-                                    "description": "JPEG, PNG or WebP; repeat for several.",
-                                }
-                            },
-                        }
-                    },
-                    "application/json": {
-                        "schema": _JSON_BODY,
-                        "examples": {
-                            "picture": {
-                                "summary": "A picture in base64",
-                                "value": {"images": [_EXAMPLE_PNG], "top_k": 3},
-                            }
-                        },
-                    },
-                    "image/jpeg": {"schema": picture},
-                    "image/png": {"schema": picture},
-                    "image/webp": {"schema": picture},
-                },
-            },
+            "requestBody": inputs_body(top_k=3),
             "responses": {
                 "200": {
                     "description": "The labels, in the order of the inputs.",
@@ -152,6 +122,40 @@ def predict_entry(max_picture_bytes: int) -> dict[str, Any]:
                 **_with_text_keys(error_answers(429, 500, 503, 504)),
             },
         }
+    }
+
+
+def inputs_body(**options: Any) -> dict[str, Any]:
+    """The bodies that pictures and tensors come in; `options` stand beside them in the example."""
+    return {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file"],
+                    "properties": {
+                        "file": {
+                            "type": "array",
+                            "items": _PICTURE,
+                            "description": "JPEG, PNG or WebP; repeat for several.",
+                        }
+                    },
+                }
+            },
+            "application/json": {
+                "schema": _JSON_BODY,
+                "examples": {
+                    "picture": {
+                        "summary": "A picture in base64",
+                        "value": {"images": [_EXAMPLE_PNG], **options},
+                    }
+                },
+            },
+            "image/jpeg": {"schema": _PICTURE},
+            "image/png": {"schema": _PICTURE},
+            "image/webp": {"schema": _PICTURE},
+        },
     }
 
 
@@ -267,3 +271,4 @@ _PREDICTION_EXAMPLE: Final = {
     ],
     "time_ms": {"decode": 0.2, "queue": 0.03, "compute": 0.14, "total": 0.41},
 }
+_PICTURE: Final = {"type": "string", "format": "binary"}
