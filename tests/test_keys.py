@@ -56,6 +56,14 @@ def test_keys_of_several_processes_at_once_are_all_kept(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".keys.json-*"))
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_root_makes_keys_for_the_owner_of_the_folder(tmp_path: Path) -> None:
+    os.chown(tmp_path, 10001, 10001)
+    KeyStore(tmp_path).create("ci", ("predict",))
+    LinkSigner(tmp_path, 60).sign("/a")
+    assert {file.stat().st_uid for file in tmp_path.iterdir()} == {10001}
+
+
 def test_revoke_by_name_and_by_id(tmp_path: Path) -> None:
     store = KeyStore(tmp_path)
     first, token = store.create("ci", ("predict",))
@@ -304,6 +312,19 @@ def test_a_signed_link_opens_its_own_path_until_it_expires(
         assert not links.holds(other, text.encode()), (other, text)
     monkeypatch.setattr("app.auth.signed_link.time.time", lambda: 1e11)
     assert not links.holds(path, query.encode())
+
+
+def test_many_processes_make_one_secret(tmp_path: Path) -> None:
+    signers = [LinkSigner(tmp_path, 60) for _ in range(8)]
+    links: list[str] = []
+    threads = [threading.Thread(target=lambda s=s: links.append(s.sign("/a"))) for s in signers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({link.partition("signature=")[2] for link in links}) <= 2  # of two seconds
+    assert all(s.holds("/a", links[0].partition("?")[2].encode()) for s in signers)
+    assert [file.name for file in tmp_path.iterdir()] == ["links.secret"]
 
 
 def test_without_a_folder_to_write_links_end_with_the_process(

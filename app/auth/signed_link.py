@@ -10,8 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
-from app.auth.store import LOCK_TIMEOUT_S, write_private
-from models.file_lock import locked
+from app.auth.store import write_private
 
 log = logging.getLogger(__name__)
 
@@ -51,12 +50,11 @@ class LinkSigner:
     def _secret(self) -> bytes:
         """Read, or made, once in a process; of several processes all get the same."""
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with locked(self._path.with_name(".keys.lock"), LOCK_TIMEOUT_S):
-                if not self._path.exists():
-                    write_private(self._path, secrets.token_bytes(SECRET_BYTES))
-                found = self._path.read_bytes()
-        except OSError as error:  # a time-out of the lock is one as well
+            if not self._path.exists():
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                write_private(self._path, secrets.token_bytes(SECRET_BYTES), once=True)
+            found = self._path.read_bytes()
+        except OSError as error:
             log.warning("%s: %s; signed links end with this process", self._path, error)
             return secrets.token_bytes(SECRET_BYTES)
         # An empty file is no secret: anybody could sign with it.

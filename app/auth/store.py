@@ -120,7 +120,9 @@ class KeyStore:
     def _locked(self) -> Iterator[None]:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with locked(self.path.with_name(".keys.lock"), LOCK_TIMEOUT_S):
+            lock = self.path.with_name(".keys.lock")
+            with locked(lock, LOCK_TIMEOUT_S):
+                _give_to_owner_of_folder(lock)
                 yield
         except TimeoutError:
             raise KeysUnreadable(f"another process holds the lock of {self.path}") from None
@@ -130,22 +132,25 @@ class KeyStore:
         write_private(self.path, text)
 
 
-def write_private(path: Path, content: bytes) -> None:
-    """Write a file that its owner alone may read: aside, synced, renamed.
+def write_private(path: Path, content: bytes, *, once: bool = False) -> None:
+    """Write a file that its owner alone may read: aside, synced, then put in place.
 
-    Root writes for the owner of the folder, so that a server with fewer rights can read it.
+    Args:
+        once: leave what is there already, whoever wrote it, and however recently.
     """
     aside = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
     descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            if os.geteuid() == 0:
-                owner = path.parent.stat()
-                os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        aside.rename(path)
+        _give_to_owner_of_folder(aside)
+        if once:
+            with contextlib.suppress(FileExistsError):
+                os.link(aside, path)
+        else:
+            aside.rename(path)
     finally:
         aside.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
@@ -153,3 +158,11 @@ def write_private(path: Path, content: bytes) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _give_to_owner_of_folder(path: Path) -> None:
+    """Root writes for the owner of the folder: a server with fewer rights must read it."""
+    if os.geteuid() == 0:
+        owner = path.parent.stat()
+        with contextlib.suppress(OSError):  # not every container may give files away
+            os.chown(path, owner.st_uid, owner.st_gid)

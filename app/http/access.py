@@ -1,6 +1,7 @@
 """What every request leaves behind: one count, and at most one log line."""
 
 import logging
+import re
 import time
 from typing import Any, Final, Literal
 
@@ -11,6 +12,8 @@ from app.metrics import Metrics
 log = logging.getLogger(__name__)
 
 UNMATCHED: Final = "unmatched"
+# A key has no business in an address, and a log is no place to keep it.
+A_KEY: Final = re.compile(r"ptl_[0-9a-f]{8}_[A-Za-z0-9_-]+")
 # nginx's number for a caller who left before the answer: nothing was sent, so nothing was a status.
 CALLER_LEFT: Final = 499
 
@@ -58,7 +61,7 @@ class AccessLog:
             log.info(
                 "%s %s %d in %.1f ms",
                 scope["method"],
-                scope["path"][:200],
+                A_KEY.sub("ptl_…", scope["path"][:200]),
                 status,
                 seconds * 1000,
                 extra={
