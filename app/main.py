@@ -15,6 +15,7 @@ from app.api.error_answers import RequestEdge, install_error_answers
 from app.api.explain import ExplainLimits, explain_routes
 from app.api.health import health_routes
 from app.api.hot_path import HotApplication, HotPath
+from app.api.permission import Gate
 from app.api.predict import PredictRoute
 from app.api.registry import registry_routes
 from app.api.schema import install_schema, predict_entry
@@ -22,6 +23,8 @@ from app.api.v2 import V2Options, infer_routes, v2_routes
 from app.api.v2_schema import TAG as V2_TAG
 from app.api.v2_schema import v2_entries
 from app.api.v2_tensors import Limits
+from app.auth.signed_link import LinkSigner
+from app.auth.watch import KeySources, KeyWatch
 from app.engine.attribution import Explainer
 from app.engine.batch_policy import LaneOptions
 from app.engine.batcher import Batcher
@@ -33,6 +36,7 @@ from app.engine.loading import LoadedVersion, load_version
 from app.engine.predictor import Predictor
 from app.http.access import AccessLog
 from app.http.origin import OriginGuard, OriginPolicy
+from app.http.server import is_loopback
 from app.metrics import BATCH_BUCKETS, Histogram, Metrics, ModelFigures
 from app.settings import Settings
 from models.device import choose_device, thread_count
@@ -68,20 +72,30 @@ def create_app(settings: Settings, *, draining: Callable[[], bool] = lambda: Fal
 
     Raises:
         models.device.DeviceUnavailable: the wanted device is not here.
+        app.auth.key.KeyFault: a file of keys cannot be read, or a key in the environment is none.
     """
+    sources = KeySources(settings.home, settings.api_keys_file, settings.api_key)
+    keys = KeyWatch(sources, settings.watch_interval_s)
+    gate = Gate(
+        keys,
+        LinkSigner(settings.home, settings.signed_link_s),
+        open_without_keys=settings.no_auth or is_loopback(settings.host),
+    )
     engine = build_engine(settings)
     explainer = Explainer(settings.max_explanations)
     metrics = Metrics(figures=lambda: _figures(engine.live))
 
     def not_ready() -> str | None:
-        return _not_ready(engine, draining)
+        return _not_ready(engine, keys, draining)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         engine.batcher.start()
         engine.decoder.warm_up()
         await engine.live.start()
+        keys.start()
         yield
+        await keys.stop()
         await engine.live.stop()
         explainer.close()
         await engine.batcher.stop(settings.drain_s)
@@ -97,8 +111,9 @@ def create_app(settings: Settings, *, draining: Callable[[], bool] = lambda: Fal
     )
     app.state.engine = engine
     app.state.metrics = metrics
+    app.state.gate = gate
     # First in the list: every request walks it from the start.
-    hot, plain = _plain_routes(settings, engine.live, not_ready)
+    hot, plain = _plain_routes(settings, engine.live, gate, not_ready)
     app.router.routes[:0] = [*hot, *plain]
     limits = ExplainLimits(settings.max_body_bytes, settings.request_timeout_ms)
     app.include_router(explain_routes(engine.live, explainer, limits))
@@ -109,6 +124,8 @@ def create_app(settings: Settings, *, draining: Callable[[], bool] = lambda: Fal
         app, {PREDICT_PATH: predict_entry(settings.max_picture_bytes), **v2_entries()}, TAGS
     )
     install_error_answers(app)
+    # Behind the last route: one that says no scope stops the start.
+    gate.guard(app.routes)
     policy, logged = _policy(settings), settings.log_requests
     # Added last is outermost: what the guard refuses is counted too.
     app.add_middleware(RequestEdge)
@@ -168,7 +185,7 @@ def build_engine(settings: Settings) -> Engine:
 
 
 def _plain_routes(
-    settings: Settings, live: LiveModels, not_ready: Callable[[], str | None]
+    settings: Settings, live: LiveModels, gate: Gate, not_ready: Callable[[], str | None]
 ) -> tuple[list[Route], list[BaseRoute]]:
     """The routes outside FastAPI's dependency tree: those that compute, and the others of V2."""
     predict = PredictRoute(
@@ -185,15 +202,18 @@ def _plain_routes(
     v2 = V2Options(
         limits, version("pytorchlib"), settings.max_batch_items, settings.request_timeout_ms
     )
-    hot = [*infer_routes(live, v2), Route(PREDICT_PATH, predict, methods=["POST"])]
-    return hot, v2_routes(live, v2, not_ready=not_ready)
+    guarded = gate.guarded("predict", predict)
+    hot = [*infer_routes(live, v2, gate), Route(PREDICT_PATH, guarded, methods=["POST"])]
+    return hot, v2_routes(live, v2, gate, not_ready=not_ready)
 
 
-def _not_ready(engine: Engine, draining: Callable[[], bool]) -> str | None:
+def _not_ready(engine: Engine, keys: KeyWatch, draining: Callable[[], bool]) -> str | None:
     if draining():
         return "the service is stopping"
     if engine.batcher.broken:
         return "the device answers no more; this process is about to end"
+    if not keys.watching():
+        return "nobody watches the keys; one that is revoked would still open"
     if not engine.live.ready():
         return f"loading {', '.join(engine.live.preload) or 'nothing'}"
     return None

@@ -7,7 +7,7 @@ generated from this file, and a test keeps them equal.
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 MEBIBYTE = 1024 * 1024
@@ -45,6 +45,24 @@ class Settings(BaseSettings):
     )
     allowed_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Origins of web pages that may change things, separated by commas."
+    )
+    api_key: SecretStr | None = Field(
+        None, description="One key with all scopes, for whoever needs no second one."
+    )
+    api_keys_file: Path | None = Field(
+        None, description="A mounted secret: `name scope,scope sha256:HASH` on each line."
+    )
+    no_auth: bool = Field(
+        False, description="Listen on any address though there is no key; keys that are, count."
+    )
+    signed_link_s: float = Field(
+        3600.0, gt=0, le=604_800, description="How long a link to a report opens without a key."
+    )
+    metrics_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="A port of its own for /metrics, at the same address and without a key.",
     )
     max_body_bytes: int = Field(64 * MEBIBYTE, ge=1024, description="Largest request body.")
     max_picture_bytes: int = Field(10 * MEBIBYTE, ge=64, description="Largest encoded picture.")
@@ -90,6 +108,12 @@ class Settings(BaseSettings):
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
+
+    @field_validator("api_key", "api_keys_file", "metrics_port", mode="before")
+    @classmethod
+    def _absent(cls, value: object) -> object:
+        """An empty variable is how a compose file says nothing."""
+        return None if isinstance(value, str) and not value.strip() else value
 
     @property
     def models_folder(self) -> Path:

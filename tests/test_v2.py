@@ -315,8 +315,9 @@ def test_the_repository_takes_no_files(client: TestClient) -> None:
 
 def test_every_route_has_an_entry_and_every_entry_a_route(client: TestClient) -> None:
     options = V2Options(Limits(), "0", 1, 1.0)
-    live = client.app.state.engine.live  # type: ignore[attr-defined]
-    routes = [*infer_routes(live, options), *v2_routes(live, options)]
+    state = client.app.state  # type: ignore[attr-defined]
+    live, gate = state.engine.live, state.gate
+    routes = [*infer_routes(live, options, gate), *v2_routes(live, options, gate)]
     entries = v2_entries()
     assert {route.path for route in routes} == set(entries)  # type: ignore[attr-defined]
     assert len(MODEL_PATHS) == 2

@@ -93,6 +93,8 @@ def error_response(
     headers = dict(headers or {})
     if refusal.retry_after_s is not None:
         headers["Retry-After"] = str(max(1, math.ceil(refusal.retry_after_s)))
+    if refusal.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
     if request.scope["path"].startswith("/v2"):
         # That protocol knows one status for a request that is understood and wrong.
         status = 400 if refusal.status == 422 else refusal.status

@@ -7,6 +7,7 @@ from typing import Any, Final, Literal
 from fastapi import APIRouter, Path
 from pydantic import BaseModel, Field
 
+from app.api.permission import requires
 from app.api.schema import error_answers, shown
 from app.engine.execution import Execution
 from app.engine.live import LiveModels
@@ -136,6 +137,7 @@ def registry_routes(store: ModelStore, live: LiveModels) -> APIRouter:
     @router.get(
         "",
         summary="List all models, their versions and aliases.",
+        dependencies=[requires("predict")],
         responses={**shown({"object": "list", "data": [_SUMMARY]}), **error_answers(400, 500, 503)},
     )
     async def list_models() -> ModelList:
@@ -144,6 +146,7 @@ def registry_routes(store: ModelStore, live: LiveModels) -> APIRouter:
     @router.get(
         "/{model}",
         summary="Describe one model and the version that its bare name means.",
+        dependencies=[requires("predict")],
         responses={**shown(_DESCRIPTION), **error_answers(400, 404, 422, 500, 503)},
     )
     async def describe_model(

@@ -1,6 +1,7 @@
 """What every request leaves behind: one count, and at most one log line."""
 
 import logging
+import re
 import time
 from typing import Any, Final, Literal
 
@@ -12,6 +13,8 @@ from app.metrics import Metrics
 log = logging.getLogger(__name__)
 
 UNMATCHED: Final = "unmatched"
+# A key has no business in an address, and a log is no place to keep it.
+A_KEY: Final = re.compile(r"ptl_[0-9a-f]{8}_[A-Za-z0-9_-]+")
 
 
 class AccessLog:
@@ -58,12 +61,13 @@ class AccessLog:
             log.info(
                 "%s %s %d in %.1f ms",
                 scope["method"],
-                scope["path"][:200],
+                A_KEY.sub("ptl_…", scope["path"][:200]),
                 status,
                 seconds * 1000,
                 extra={
                     "request_id": scope.get("state", {}).get("request_id"),
                     "model": model,
                     "version": version,
+                    "key": scope.get("state", {}).get("key"),
                 },
             )
