@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 class Convolutions(nn.Module):
     """Large enough to be worth a choice, small enough for a test."""
 
-    def __init__(self, width: int = 48) -> None:
+    def __init__(self, width: int = 128) -> None:
         super().__init__()
         self.body = nn.Sequential(
             nn.Conv2d(3, width, 3, padding=1, bias=False),

@@ -34,7 +34,7 @@ def small_network() -> nn.Module:
     for part in convolutions:
         nn.init.zeros_(part.weight)
         for channel in range(2):  # carries red and blue through in channels of their own
-            source = (0, 2)[channel] if part.in_channels == 3 else channel
+            source = (0, 2)[channel] if part is convolutions[0] else channel
             part.weight.data[channel, source, 1, 1] = 1.0
     nn.init.zeros_(network.head.weight)
     half = network.head.in_features // convolutions[-1].out_channels
