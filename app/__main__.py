@@ -43,7 +43,7 @@ def serve(
     labels: ServeLabels = None,
 ) -> None:
     """Answer HTTP requests until Ctrl-C or SIGTERM."""
-    from app.http.server import listen
+    from app.http.server import Breakdown, listen
     from app.http.server import serve as serve_app
 
     configure_logging(settings)
@@ -58,7 +58,8 @@ def serve(
     from app.main import create_app
 
     stopping = threading.Event()
-    app = create_app(settings, draining=stopping.is_set)
+    breakdown = Breakdown()
+    app = create_app(settings, draining=stopping.is_set, on_broken=breakdown.happened)
     _greet(f"http://{settings.host}:{listener.getsockname()[1]}", sample)
     code = serve_app(
         app,
@@ -66,6 +67,7 @@ def serve(
         drain_s=settings.drain_s,
         on_drain=stopping.set,
         on_refusal=app.state.metrics.count_refusal,
+        breakdown=breakdown,
     )
     raise typer.Exit(code)
 
