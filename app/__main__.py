@@ -44,7 +44,7 @@ def serve(
     labels: ServeLabels = None,
 ) -> None:
     """Answer HTTP requests until Ctrl-C or SIGTERM."""
-    from app.http.server import listen
+    from app.http.server import Breakdown, listen
     from app.http.server import serve as serve_app
 
     configure_logging(settings)
@@ -63,6 +63,7 @@ def serve(
     from app.main import create_app
 
     stopping = threading.Event()
+<<<<<<< HEAD
     app = create_app(settings, draining=stopping.is_set)
     _greet(f"http://{settings.host}:{listener.getsockname()[1]}", sample, app.state.gate.is_open)
     served: Any = app
@@ -70,12 +71,18 @@ def serve(
         served = MetricsPort(
             app, app.state.metrics, second.getsockname()[1], settings.allowed_hosts
         )
+=======
+    breakdown = Breakdown()
+    app = create_app(settings, draining=stopping.is_set, on_broken=breakdown.happened)
+    _greet(f"http://{settings.host}:{listener.getsockname()[1]}", sample)
+>>>>>>> engine
     code = serve_app(
         served,
         sockets=[listener, *scraped],
         drain_s=settings.drain_s,
         on_drain=stopping.set,
         on_refusal=app.state.metrics.count_refusal,
+        breakdown=breakdown,
     )
     raise typer.Exit(code)
 

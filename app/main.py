@@ -30,7 +30,11 @@ from app.engine.batch_policy import LaneOptions
 from app.engine.batcher import Batcher
 from app.engine.compiling import Compiler
 from app.engine.decoding import Decoder
+<<<<<<< HEAD
 from app.engine.known_choices import KnownChoices
+=======
+from app.engine.device_memory import device_memory_bytes
+>>>>>>> engine
 from app.engine.live import LiveModels
 from app.engine.loading import LoadedVersion, load_version
 from app.engine.predictor import Predictor
@@ -63,17 +67,25 @@ class Engine:
     live: LiveModels
 
 
-def create_app(settings: Settings, *, draining: Callable[[], bool] = lambda: False) -> FastAPI:
+def create_app(
+    settings: Settings,
+    *,
+    draining: Callable[[], bool] = lambda: False,
+    on_broken: Callable[[BaseException], None] = lambda _: None,
+) -> FastAPI:
     """The service as an ASGI application.
 
     Args:
         settings: every knob.
         draining: whether the process is stopping, so that `/readyz` can say so.
+        on_broken: called once, on the event loop, when the device can be used no more and everybody
+            who waited was told; the process should end.
 
     Raises:
         models.device.DeviceUnavailable: the wanted device is not here.
         app.auth.key.KeyFault: a file of keys cannot be read, or a key in the environment is none.
     """
+<<<<<<< HEAD
     sources = KeySources(settings.home, settings.api_keys_file, settings.api_key)
     keys = KeyWatch(sources, settings.watch_interval_s)
     gate = Gate(
@@ -82,8 +94,14 @@ def create_app(settings: Settings, *, draining: Callable[[], bool] = lambda: Fal
         open_without_keys=settings.no_auth or is_loopback(settings.host),
     )
     engine = build_engine(settings)
+=======
+    engine = build_engine(settings, on_broken)
+>>>>>>> engine
     explainer = Explainer(settings.max_explanations)
-    metrics = Metrics(figures=lambda: _figures(engine.live))
+    metrics = Metrics(
+        figures=lambda: _figures(engine.live),
+        device_memory_bytes=lambda: device_memory_bytes(engine.batcher.device),
+    )
 
     def not_ready() -> str | None:
         return _not_ready(engine, keys, draining)
@@ -144,12 +162,19 @@ def _policy(settings: Settings) -> OriginPolicy:
     )
 
 
-def build_engine(settings: Settings) -> Engine:
-    """The parts that compute, not yet started."""
+def build_engine(
+    settings: Settings, on_broken: Callable[[BaseException], None] = lambda _: None
+) -> Engine:
+    """The parts that compute, not yet started; see `create_app` for `on_broken`."""
     device = choose_device(settings.device)
     threads = settings.threads or thread_count()
     store = ModelStore(settings.models_folder)
-    batcher = Batcher(device, num_threads=threads)
+    batcher = Batcher(
+        device,
+        num_threads=threads,
+        on_broken=on_broken,
+        stuck_after_s=settings.stuck_after_s,
+    )
     decoder = Decoder(
         num_threads=threads,
         limits=PictureLimits(
@@ -161,6 +186,7 @@ def build_engine(settings: Settings) -> Engine:
     options = LaneOptions(
         max_batch_items=settings.max_batch_items,
         max_queue_items=settings.max_queue_items,
+        max_wait_ms=settings.max_wait_ms or None,
         max_delay_ms=settings.max_delay_ms,
     )
 

@@ -81,6 +81,16 @@ class Settings(BaseSettings):
     max_queue_items: int = Field(
         1024, ge=1, description="Inputs of one model that may wait; beyond it the answer is 429."
     )
+    max_wait_ms: float = Field(
+        0.0,
+        ge=0,
+        description="Longest expected wait for a batch; beyond it the answer is 429. 0 sets none.",
+    )
+    stuck_after_s: float = Field(
+        300.0,
+        gt=0,
+        description="A forward that has not returned by then ends the process: its device is lost.",
+    )
     request_timeout_ms: float = Field(
         30_000, gt=0, description="Deadline of a request that names none."
     )
