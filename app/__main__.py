@@ -63,19 +63,14 @@ def serve(
     from app.main import create_app
 
     stopping = threading.Event()
-<<<<<<< HEAD
-    app = create_app(settings, draining=stopping.is_set)
+    breakdown = Breakdown()
+    app = create_app(settings, draining=stopping.is_set, on_broken=breakdown.happened)
     _greet(f"http://{settings.host}:{listener.getsockname()[1]}", sample, app.state.gate.is_open)
     served: Any = app
     for second in scraped:
         served = MetricsPort(
             app, app.state.metrics, second.getsockname()[1], settings.allowed_hosts
         )
-=======
-    breakdown = Breakdown()
-    app = create_app(settings, draining=stopping.is_set, on_broken=breakdown.happened)
-    _greet(f"http://{settings.host}:{listener.getsockname()[1]}", sample)
->>>>>>> engine
     code = serve_app(
         served,
         sockets=[listener, *scraped],

@@ -30,11 +30,8 @@ from app.engine.batch_policy import LaneOptions
 from app.engine.batcher import Batcher
 from app.engine.compiling import Compiler
 from app.engine.decoding import Decoder
-<<<<<<< HEAD
-from app.engine.known_choices import KnownChoices
-=======
 from app.engine.device_memory import device_memory_bytes
->>>>>>> engine
+from app.engine.known_choices import KnownChoices
 from app.engine.live import LiveModels
 from app.engine.loading import LoadedVersion, load_version
 from app.engine.predictor import Predictor
@@ -85,7 +82,6 @@ def create_app(
         models.device.DeviceUnavailable: the wanted device is not here.
         app.auth.key.KeyFault: a file of keys cannot be read, or a key in the environment is none.
     """
-<<<<<<< HEAD
     sources = KeySources(settings.home, settings.api_keys_file, settings.api_key)
     keys = KeyWatch(sources, settings.watch_interval_s)
     gate = Gate(
@@ -93,10 +89,7 @@ def create_app(
         LinkSigner(settings.home, settings.signed_link_s),
         open_without_keys=settings.no_auth or is_loopback(settings.host),
     )
-    engine = build_engine(settings)
-=======
     engine = build_engine(settings, on_broken)
->>>>>>> engine
     explainer = Explainer(settings.max_explanations)
     metrics = Metrics(
         figures=lambda: _figures(engine.live),

@@ -58,7 +58,6 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-<<<<<<< HEAD
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach what listens on `host`; no where nobody can tell."""
     try:
@@ -66,7 +65,8 @@ def is_loopback(host: str) -> bool:
     except OSError:
         return False
     return bool(found) and all(ip_address(one[4][0]).is_loopback for one in found)
-=======
+
+
 class Breakdown:
     """How the application ends the process that serves it, when it can do its work no more."""
 
@@ -83,7 +83,6 @@ class Breakdown:
     def told_to(self, stop: Callable[[], None]) -> None:
         """Let `stop` be called when it happens."""
         self._stop = stop
->>>>>>> engine
 
 
 class HttpServer(Server):
