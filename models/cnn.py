@@ -1,7 +1,7 @@
 """A small convolutional network for small grey or colour pictures (8 to 64 pixels a side).
 
 On a processor, time goes where activations are large. So pictures that can spare it are halved by
-the first two convolutions themselves, which also leave the borders out; smaller ones are pooled
+the first two convolutions themselves, which also leave the borders out; smaller ones are pooled,
 before norm and ReLU, which then touch a quarter of the numbers (the largest of four is the same
 before and after ReLU). Widths that are multiples of eight are the cheapest for each filter.
 `docs/log.md` has the figures.

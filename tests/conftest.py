@@ -16,7 +16,6 @@ from models.manifest import Manifest, NetworkSpec
 from models.preprocessing import Preprocessing
 from models.store import ModelStore, Version
 
-
 ROOT = Path(__file__).resolve().parent.parent
 
 
