@@ -105,6 +105,8 @@ class Member:
 class Archive:
     """A zip file whose every entry has been checked; use it in `with`.
 
+    Its `members` are the files and its `folders` the names of those that it lists by themselves.
+
     Args:
         path: the file; nobody else may change it meanwhile.
         limits: bounds.
@@ -119,7 +121,9 @@ class Archive:
         self._limits = limits or ArchiveLimits()
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
-            self.members = _Check(self._descriptor, self._limits).members()
+            check = _Check(self._descriptor, self._limits)
+            self.members = check.members()
+            self.folders = tuple(check.folders)
         except BaseException:
             os.close(self._descriptor)
             raise
@@ -209,6 +213,7 @@ class _Check:
         self._faults: list[ArchiveFault] = []
         self._names = NameRegister(limits.max_name_bytes, limits.max_depth)
         self._spans: list[tuple[int, int, str]] = []
+        self.folders: list[str] = []
 
     def members(self) -> tuple[Member, ...]:
         """The files among the entries; raises as `Archive` does."""
@@ -237,6 +242,7 @@ class _Check:
             return None
         self._spans.append((entry.offset, data_start + entry.packed_bytes, name))
         if is_folder:
+            self.folders.append(name)
             return None
         return Member(
             name,

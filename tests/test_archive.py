@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from zip_forge import Forged, deflated, end64, forged, named, zip64
 
 from models.archive import (
     Archive,
@@ -22,7 +23,6 @@ from models.archive import (
     MemberDamaged,
     NotAnArchive,
 )
-from tests.zip_forge import Forged, deflated, end64, forged, named, zip64
 
 FULL = 0xFFFFFFFF
 PICTURE = b"\x89PNG picture " * 20
