@@ -8,6 +8,7 @@
     ├── KeyRefused              401  no key, or none that opens anything
     ├── ScopeMissing            403  the key may not do this
     ├── NotFound                404  no such thing
+    ├── Conflict                409  something else stands in its way
     ├── Overloaded              429  a bound is reached; `retry_after_s` says when to come back
     │   ├── QueueFull                too many inputs wait for this model
     │   └── TooManyBadKeys           this address sent bad keys, and must wait
@@ -17,6 +18,7 @@
     │   ├── Draining
     │   ├── LoadFailed
     │   └── DeviceLost
+    ├── DiskFull                507  there is no room on disk
     └── ForwardFailed           500  the network itself raised
 
 Errors of `models` and `training` keep their own names; the table knows them. `/v1` answers
@@ -28,6 +30,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from models.archive_error import ArchiveError, ArchiveTooLarge
 from models.checkpoint import CheckpointError
 from models.networks import NetworkError
 from models.picture import PictureError, PictureTooLarge, PictureUnsupported
@@ -87,6 +90,14 @@ class ScopeMissing(ServiceError):
 
 class NotFound(ServiceError):
     """No such thing."""
+
+
+class Conflict(ServiceError):
+    """Something else stands in its way."""
+
+
+class DiskFull(ServiceError):
+    """There is no room on disk."""
 
 
 class Overloaded(ServiceError):
@@ -154,6 +165,8 @@ STATUS: Mapping[type[Exception], int] = {
     KeyRefused: 401,
     ScopeMissing: 403,
     NotFound: 404,
+    Conflict: 409,
+    DiskFull: 507,
     Overloaded: 429,
     DeadlineExceeded: 504,
     Unavailable: 503,
@@ -161,6 +174,8 @@ STATUS: Mapping[type[Exception], int] = {
     PictureError: 422,
     PictureTooLarge: 413,
     PictureUnsupported: 415,
+    ArchiveError: 422,
+    ArchiveTooLarge: 413,
     BadName: 400,
     UnknownModel: 404,
     UnknownVersion: 404,

@@ -10,6 +10,8 @@ from typing import Final
 from fastapi import FastAPI
 from starlette.routing import BaseRoute, Route
 
+from app.api.dataset_intake import DatasetOptions, Intake
+from app.api.datasets import datasets_routes
 from app.api.docs_page import mount_docs
 from app.api.error_answers import RequestEdge, install_error_answers
 from app.api.explain import ExplainLimits, explain_routes
@@ -49,6 +51,7 @@ TAGS: Final = [
     {"name": "predict", "description": "Ask a model."},
     V2_TAG,
     {"name": "models", "description": "What the store holds."},
+    {"name": "datasets", "description": "Labelled samples, checked when they come."},
     {"name": "health", "description": "Probes and figures."},
 ]
 
@@ -91,6 +94,7 @@ def create_app(
     )
     engine = build_engine(settings, on_broken)
     explainer = Explainer(settings.max_explanations)
+    intake = Intake(settings.datasets_folder, engine.store, _intake_options(settings))
     metrics = Metrics(
         figures=lambda: _figures(engine.live),
         device_memory_bytes=lambda: device_memory_bytes(engine.batcher.device),
@@ -109,6 +113,7 @@ def create_app(
         await keys.stop()
         await engine.live.stop()
         explainer.close()
+        intake.close()
         await engine.batcher.stop(settings.drain_s)
         engine.decoder.close()
         await asyncio.to_thread(engine.compiler.close)
@@ -129,6 +134,7 @@ def create_app(
     limits = ExplainLimits(settings.max_body_bytes, settings.request_timeout_ms)
     app.include_router(explain_routes(engine.live, explainer, limits))
     app.include_router(registry_routes(engine.store, engine.live))
+    app.include_router(datasets_routes(intake))
     app.include_router(health_routes(not_ready, metrics))
     mount_docs(app)
     install_schema(
@@ -152,7 +158,15 @@ def _policy(settings: Settings) -> OriginPolicy:
         allowed_hosts=settings.allowed_hosts,
         allowed_origins=settings.allowed_origins,
         max_body_bytes=settings.max_body_bytes,
+        max_body_bytes_by_prefix={"/v1/datasets": settings.max_dataset_bytes},
     )
+
+
+def _intake_options(settings: Settings) -> DatasetOptions:
+    limits = PictureLimits(
+        settings.max_picture_bytes, settings.max_picture_pixels, settings.max_picture_side
+    )
+    return DatasetOptions(settings.max_dataset_bytes, max_checks=2, picture=limits)
 
 
 def build_engine(

@@ -65,6 +65,9 @@ class Settings(BaseSettings):
         description="A port of its own for /metrics, at the same address and without a key.",
     )
     max_body_bytes: int = Field(64 * MEBIBYTE, ge=1024, description="Largest request body.")
+    max_dataset_bytes: int = Field(
+        2048 * MEBIBYTE, ge=1024, description="Largest file of a dataset that may be sent."
+    )
     max_picture_bytes: int = Field(10 * MEBIBYTE, ge=64, description="Largest encoded picture.")
     max_picture_pixels: int = Field(
         25_000_000, ge=64, description="Most pixels of one decoded picture."
@@ -124,6 +127,11 @@ class Settings(BaseSettings):
     def _absent(cls, value: object) -> object:
         """An empty variable is how a compose file says nothing."""
         return None if isinstance(value, str) and not value.strip() else value
+
+    @property
+    def datasets_folder(self) -> Path:
+        """Where the dataset store rests."""
+        return self.home / "datasets"
 
     @property
     def models_folder(self) -> Path:

@@ -26,6 +26,7 @@ from models.manifest import (
     digest_of,
     sentence_of,
 )
+from models.sync import sync_folder as sync_folder  # where others have long found it
 
 GOLDEN = "golden.safetensors"
 MANIFEST = "manifest.json"
@@ -221,15 +222,6 @@ def sha256_of(path: Path) -> str:
     """Hex digest of a file, read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` survive a loss of power."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _without_memory(manifest: Manifest) -> nn.Module:

@@ -7,8 +7,8 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from models.checkpoint import sync_folder
 from models.store_error import StoreDamaged
+from models.sync import sync_folder
 
 
 def read_lines(path: Path) -> list[bytes]:

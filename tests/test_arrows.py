@@ -41,6 +41,7 @@ LEVELS = (
 LEVEL_OF = {part: level for level, parts in enumerate(LEVELS) for part in parts}
 ONLY_WITH_ITS_MODULE = {"torch.load", "os.environ", "os.getenv", "PIL.Image.open"}
 TRAINERS = {
+    *("app/api/dataset_archive.py", "app/api/dataset_intake.py", "app/api/dataset_pictures.py"),
     *("app/api/datasets.py", "app/api/evaluations.py", "app/api/fine_tuning.py"),
     *("app/promotion.py", "app/jobs/work.py", "app/flags.py", "app/__main__.py"),
 }

@@ -14,6 +14,7 @@ from models.preprocessing import Preprocessing
 from training import builtin
 from training.arrays import read_npz
 from training.config import DataConfig
+from training.dataset_store import is_stored
 from training.faults import DatasetFaults, DatasetUnavailable
 from training.folder import read_folder
 from training.items import Items
@@ -32,6 +33,7 @@ from training.source import (
     targets_of,
 )
 from training.split import hold_out
+from training.stored import read_stored
 from training.table import read_csv
 
 
@@ -134,7 +136,7 @@ def read_source(config: DataConfig) -> Source:
     if name in builtin.NAMES:
         return builtin.read_builtin(name, Path(config.data_root))
     if path.is_dir():
-        return read_folder(path)
+        return read_stored(path) if is_stored(path) else read_folder(path)
     if path.is_file() and path.suffix.lower() == ".csv":
         return read_csv(path, config.label_column)
     if path.is_file() and path.suffix.lower() == ".npz":

@@ -5,22 +5,10 @@ from pathlib import Path
 
 import torch
 
+from training.dataset_names import LITTER, PART_FOLDERS, PICTURE_SUFFIXES, SKIPPED_SUFFIXES
 from training.faults import DatasetFaults
 from training.picture_files import PictureFiles
-from training.source import TEST, TRAIN, VALIDATION, Part, Source
-
-PART_FOLDERS = {
-    "train": TRAIN,
-    "training": TRAIN,
-    "val": VALIDATION,
-    "valid": VALIDATION,
-    "validation": VALIDATION,
-    "test": TEST,
-}
-PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
-SKIPPED_SUFFIXES = frozenset({".gif", ".bmp", ".tif", ".tiff", ".heic", ".avif", ".svg", ".ico"})
-"""Pictures of kinds that are not read here: left out with a word instead of refused."""
-_LITTER = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
+from training.source import TRAIN, Part, Source
 
 
 def read_folder(root: Path) -> Source:
@@ -98,7 +86,7 @@ def _visible(folder: Path) -> list[Path]:
     return [
         path
         for path in sorted(folder.iterdir())
-        if not path.name.startswith(".") and path.name.lower() not in _LITTER
+        if not path.name.startswith(".") and path.name.lower() not in LITTER
     ]
 
 

@@ -16,11 +16,21 @@ _TURNED = (5, 6, 7, 8)
 
 @dataclass(frozen=True)
 class PictureFiles:
-    """Files below `root`, named by their paths from there."""
+    """Files below `root`.
+
+    Attributes:
+        root: the folder.
+        paths: from there.
+        preprocessing: what they are read through, once it is known.
+        names: what a person would call them; by their paths where there are none.
+        digests: hex sha256 that each must have, where they were noted when it was stored.
+    """
 
     root: Path
     paths: tuple[str, ...]
     preprocessing: Preprocessing | None = None
+    names: tuple[str, ...] = ()
+    digests: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -30,11 +40,14 @@ class PictureFiles:
         if self.preprocessing is None:
             raise TypeError("picture files are read once their preprocessing is known")
         data = (self.root / self.paths[index]).read_bytes()
-        return self.preprocessing.picture(data), hashlib.sha256(data).digest()
+        digest = hashlib.sha256(data)
+        if self.digests and digest.hexdigest() != self.digests[index]:
+            raise ValueError("its bytes have changed since it was stored")
+        return self.preprocessing.picture(data), digest.digest()
 
     def name(self, index: int) -> str:
         """See `training.samples.Samples`."""
-        return self.paths[index]
+        return self.names[index] if self.names else self.paths[index]
 
     def look(self) -> Look:
         """See `training.samples.Samples`; what cannot be opened is left to `read` to name."""
@@ -51,7 +64,17 @@ class PictureFiles:
 
     def select(self, indices: Tensor) -> "PictureFiles":
         """See `training.samples.Samples`."""
-        return replace(self, paths=tuple(self.paths[index] for index in indices.tolist()))
+        positions = indices.tolist()
+        return replace(
+            self,
+            paths=_chosen(self.paths, positions),
+            names=_chosen(self.names, positions),
+            digests=_chosen(self.digests, positions),
+        )
+
+
+def _chosen(texts: tuple[str, ...], positions: list[int]) -> tuple[str, ...]:
+    return tuple(texts[position] for position in positions) if texts else ()
 
 
 def _header(path: Path) -> tuple[int, int, int] | None:

@@ -66,7 +66,8 @@ class Reading:
                 yield Progress("read", done, self._num_samples)
             self._digests[name] = digests
             if buffer is not None:
-                self.parts[name] = Part(InMemory(buffer), part.targets)
+                names = [part.samples.name(index) for index in range(len(part))]
+                self.parts[name] = Part(InMemory(buffer, names, digests), part.targets)
         self._check_memory()
         if self._faults:
             raise DatasetFaults(self._source, self._faults)

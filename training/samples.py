@@ -5,6 +5,7 @@ a fixed shape otherwise. `training/picture_files.py` and `training/items.py` hav
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -60,20 +61,29 @@ class Samples(Protocol):
 
 @dataclass(frozen=True)
 class InMemory:
-    """A tensor `[N, *shape]` that holds every sample."""
+    """A tensor `[N, *shape]` that holds every sample.
+
+    Attributes:
+        data: the samples.
+        names: what a person would call each; by its position where there are none.
+        digests: the sha256 of what each was read from; of its own bytes where there are none.
+    """
 
     data: Tensor
+    names: Sequence[str] = ()
+    digests: Sequence[bytes] = ()
 
     def __len__(self) -> int:
         return len(self.data)
 
     def read(self, index: int) -> tuple[Tensor, bytes]:
         """See `Samples`."""
-        return self.data[index], digest_of(self.data[index])
+        sample = self.data[index]
+        return sample, self.digests[index] if self.digests else digest_of(sample)
 
     def name(self, index: int) -> str:
         """See `Samples`."""
-        return f"sample {index}"
+        return self.names[index] if self.names else f"sample {index}"
 
     def look(self) -> Look:
         """See `Samples`."""
@@ -89,7 +99,10 @@ class InMemory:
 
     def select(self, indices: Tensor) -> "InMemory":
         """See `Samples`."""
-        return InMemory(self.data[indices])
+        positions = indices.tolist()
+        names = [self.names[position] for position in positions] if self.names else ()
+        digests = [self.digests[position] for position in positions] if self.digests else ()
+        return InMemory(self.data[indices], names, digests)
 
     def __getitem__(self, index: int) -> tuple[Tensor, None]:
         """As a sequence of pairs that know no `y`."""

@@ -8,9 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from training.dataset_names import TEST as TEST
+from training.dataset_names import TRAIN as TRAIN
+from training.dataset_names import VALIDATION as VALIDATION
+from training.dataset_names import class_names as class_names
 from training.samples import Samples
-
-TRAIN, VALIDATION, TEST = "train", "validation", "test"
 
 
 @dataclass(frozen=True)
@@ -43,14 +45,6 @@ class Source:
     classes: tuple[str, ...]
     parts: Mapping[str, Part]
     notes: tuple[str, ...] = ()
-
-
-def class_names(labels: Sequence[Any]) -> tuple[str, ...]:
-    """The distinct labels in order: by value where all are whole numbers, else by their text."""
-    texts = {str(label) for label in labels}
-    if all(text.removeprefix("-").isdecimal() for text in texts):
-        return tuple(sorted(texts, key=int))
-    return tuple(sorted(texts))
 
 
 def targets_of(labels: Sequence[Any], classes: Sequence[str]) -> Tensor:

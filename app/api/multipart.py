@@ -46,7 +46,7 @@ def parse_form(content_type: str, body: bytes, *, file_field: str, max_parts: in
     boundary = parameters.get(b"boundary", b"")
     if not 0 < len(boundary) <= MAX_BOUNDARY_BYTES:
         raise BadRequest("the multipart body names no boundary, or one of over 70 bytes")
-    reader = _Reader(file_field, min(max_parts, MAX_PARTS))
+    reader = FormReader(file_field, min(max_parts, MAX_PARTS))
     parser = MultipartParser(boundary, reader.callbacks())
     try:
         parser.write(body)
@@ -58,7 +58,7 @@ def parse_form(content_type: str, body: bytes, *, file_field: str, max_parts: in
     return reader.form
 
 
-class _Reader:
+class FormReader:
     """What the push parser calls; slices of the one body, joined only where it splits a part."""
 
     def __init__(self, file_field: str, max_parts: int) -> None:

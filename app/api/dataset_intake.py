@@ -1,0 +1,250 @@
+"""Datasets on their way in: a few files at a time, each checked on a thread of its own."""
+
+import asyncio
+import contextlib
+import hashlib
+import threading
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from starlette.requests import Request
+
+from app.api.upload import Upload, receive_file
+from app.errors import BadInput, Conflict, MediaTypeRefused, NotFound, Overloaded
+from models.archive import ArchiveLimits
+from models.picture import PictureLimits
+from models.preprocessing import Preprocessing
+from models.store import ModelStore
+from training.dataset_report import Expectation
+from training.dataset_store import (
+    DatasetDamaged,
+    DatasetStore,
+    DatasetUnknown,
+    Draft,
+    KeyReused,
+    StoredDataset,
+)
+from training.derive import ChangeRefused, Changes, derive
+from training.faults import DatasetFaults
+from training.intake import FileKind, IntakeLimits, take_in
+from training.picture_check import UnusablePicture
+from training.progress import Progress
+
+KINDS: Final[dict[str, FileKind]] = {
+    "application/zip": "zip",
+    "application/x-zip-compressed": "zip",
+    "text/csv": "csv",
+    "application/csv": "csv",
+    "application/x-npz": "npz",
+}
+SUFFIXES: Final[dict[str, FileKind]] = {".zip": "zip", ".csv": "csv", ".npz": "npz"}
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the sender says of a file.
+
+    Attributes:
+        name: what to call it; the file's name if empty.
+        label_column: of a CSV.
+        model: that is to see it.
+    """
+
+    name: str
+    label_column: str
+    model: str
+
+    def completed(self, upload: Upload) -> "Wanted":
+        """With what stands in the form."""
+        name = upload.fields.get("name") or self.name or upload.file_name
+        column = upload.fields.get("label_column", self.label_column)
+        return replace(self, name=name[:255], label_column=column[:255])
+
+    def digest(self, sha256: str) -> str:
+        """Of the whole request, for an idempotency key."""
+        parts = (sha256, self.name, self.label_column, self.model)
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetOptions:
+    """Bounds; see the settings of these names."""
+
+    max_dataset_bytes: int
+    max_checks: int
+    picture: PictureLimits
+
+
+class Intake:
+    """Checks what comes in, a few files at a time, each on a thread of its own."""
+
+    def __init__(self, folder: Path, models: ModelStore, options: DatasetOptions) -> None:
+        self.store, self.models, self.options = DatasetStore(folder), models, options
+        self._running = 0
+        self._threads = ThreadPoolExecutor(options.max_checks, thread_name_prefix="datasets")
+
+    @contextlib.contextmanager
+    def place(self) -> Iterator[None]:
+        """Hold one of the few places.
+
+        Raises:
+            Overloaded: all are taken.
+        """
+        if self._running >= self.options.max_checks:
+            raise Overloaded(
+                f"{self._running} datasets are being received already; send this again later",
+                retry_after_s=5.0,
+            )
+        self._running += 1
+        try:
+            yield
+        finally:
+            self._running -= 1
+
+    async def run(self, work: Callable[[threading.Event], StoredDataset]) -> StoredDataset:
+        """What `work` gives, on a thread; it is told when nobody waits any more."""
+        given_up = threading.Event()
+        done = asyncio.get_running_loop().run_in_executor(self._threads, work, given_up)
+        try:
+            return await asyncio.shield(done)
+        except asyncio.CancelledError:
+            given_up.set()
+            with contextlib.suppress(Exception):
+                await done
+            raise
+
+    def expectation(self, model: str) -> Expectation | None:
+        """What `model`, if one is named, sees; reads the disk."""
+        if not model:
+            return None
+        return expectation_of(self.models.resolve(model).manifest().preprocessing)
+
+    async def receive(
+        self, request: Request, wanted: Wanted, key: str | None, by: str
+    ) -> tuple[StoredDataset, bool]:
+        """Store the file in the body of `request`; says whether it is new here.
+
+        Raises:
+            As `app.api.upload.receive_file` and what `told` names.
+        """
+        expected = await asyncio.to_thread(self.expectation, wanted.model)
+        async with staging_in(self.store) as staging:
+            path = staging.with_suffix(".upload")
+            try:
+                upload = await receive_file(request, path, self.options.max_dataset_bytes)
+                wanted = wanted.completed(upload)
+                digest = wanted.digest(upload.sha256)
+                if key is not None:
+                    known = await asyncio.to_thread(self.store.by_key, key, digest)
+                    if known is not None:
+                        return known, False
+                before = await asyncio.to_thread(self.store.ids)
+
+                def work(given_up: threading.Event) -> StoredDataset:
+                    draft = _driven(self._take_in(upload, wanted, staging, expected), given_up)
+                    return self.store.publish(staging, draft, by=by)
+
+                stored = await self.run(work)
+            finally:
+                path.unlink(missing_ok=True)
+        if key is not None:
+            await asyncio.to_thread(self.store.keep_key, key, digest, stored.id)
+        return stored, stored.id not in before
+
+    async def derive(
+        self, dataset_id: str, changes: Changes, name: str | None, by: str
+    ) -> StoredDataset:
+        """Store a changed copy of a dataset; raises what `told` names."""
+        base = await asyncio.to_thread(self.store.get, dataset_id)
+        async with staging_in(self.store) as staging:
+
+            def work(_: threading.Event) -> StoredDataset:
+                draft = derive(base, changes, staging, name or base.manifest.name)
+                return self.store.publish(staging, draft, by=by)
+
+            return await self.run(work)
+
+    def _take_in(
+        self, upload: Upload, wanted: Wanted, staging: Path, expected: Expectation | None
+    ) -> Generator[Progress, None, Draft]:
+        return take_in(
+            upload.path,
+            kind_of(upload),
+            wanted.name or "unnamed",
+            staging,
+            label_column=wanted.label_column,
+            expected=expected,
+            limits=_limits(self.options),
+        )
+
+    def close(self) -> None:
+        """Take no more; what runs is given up with its request."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def expectation_of(preprocessing: Preprocessing) -> Expectation | None:
+    """Channels, pixels and normalisation that pictures are brought to; None for tensors."""
+    if not preprocessing.accepts_pictures:
+        return None
+    channels, height, width = preprocessing.raw_shape
+    steps = {step.step: step for step in preprocessing.steps}
+    normalize: Any = steps.get("normalize")
+    mean, deviation = (normalize.mean, normalize.std) if normalize else (None, None)
+    return Expectation(channels, height, width, mean, deviation)
+
+
+@contextlib.contextmanager
+def told() -> Iterator[None]:
+    """What the store and the intake refuse, as errors of the service."""
+    try:
+        yield
+    except DatasetUnknown as error:
+        raise NotFound(str(error)) from None
+    except KeyReused as error:
+        raise Conflict(str(error), param="Idempotency-Key") from None
+    except (DatasetFaults, ChangeRefused, UnusablePicture) as error:
+        raise BadInput(str(error)) from None
+    except DatasetDamaged as error:
+        raise Conflict(f"{error}; delete it and send it again") from None
+
+
+@contextlib.asynccontextmanager
+async def staging_in(store: DatasetStore) -> AsyncIterator[Path]:
+    """`DatasetStore.staging`, entered and left on a thread."""
+    staging = store.staging()
+    folder: Path = await asyncio.to_thread(staging.__enter__)
+    try:
+        yield folder
+    finally:
+        await asyncio.to_thread(staging.__exit__, None, None, None)
+
+
+def _driven(loop: Any, given_up: threading.Event) -> Draft:
+    while True:
+        try:
+            next(loop)
+        except StopIteration as end:
+            draft: Draft = end.value
+            return draft
+        if given_up.is_set():
+            loop.close()
+            raise asyncio.CancelledError
+
+
+def _limits(options: DatasetOptions) -> IntakeLimits:
+    return IntakeLimits(ArchiveLimits(max_bytes=options.max_dataset_bytes), options.picture)
+
+
+def kind_of(upload: Upload) -> FileKind:
+    """By the type or the name that the sender gives; its content is checked in any case."""
+    kind = KINDS.get(upload.media_type) or SUFFIXES.get(Path(upload.file_name).suffix.lower())
+    if kind is None and upload.media_type == "application/octet-stream":
+        kind = "zip"
+    if kind is None:
+        raise MediaTypeRefused(
+            f"{upload.media_type[:80]!r} is not read here; send a zip, an NPZ or a CSV"
+        )
+    return kind

@@ -1,0 +1,325 @@
+"""Datasets over HTTP: sent, checked, looked at, changed; hostile ones refused by name."""
+
+import base64
+import csv
+import io
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+from training.config import DataConfig
+from training.dataset_store import DatasetStore
+from training.datasets import open_dataset
+from training.progress import drive
+
+URL = "/v1/datasets"
+ZIP = {"content-type": "application/zip"}
+
+
+def picture(seed: int, size: tuple[int, int] = (40, 32), kind: str = "PNG") -> bytes:
+    """Smooth noise, so that no two look alike."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(file, kind)
+    return file.getvalue()
+
+
+def zipped(files: dict[str, bytes], order: int = 1) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, data in list(files.items())[::order]:
+            archive.writestr(name, data)
+    return file.getvalue()
+
+
+def two_classes(num: int = 12) -> dict[str, bytes]:
+    files = {f"set/train/ant/{index}.png": picture(index) for index in range(num)}
+    files |= {f"set/train/bee/{index}.png": picture(100 + index) for index in range(num)}
+    return files | {
+        "set/val/ant/a.png": picture(201),
+        "set/val/bee/b.jpg": picture(202, kind="JPEG"),
+    }
+
+
+def send(client: TestClient, files: dict[str, bytes], **params: str) -> Any:
+    return client.post(URL, content=zipped(files), headers=ZIP, params=params)
+
+
+def kinds(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {fault["kind"]: fault for fault in document["report"]["faults"]}
+
+
+def test_a_zip_of_class_folders_becomes_a_dataset(client: TestClient) -> None:
+    answer = send(client, two_classes(), name="insects")
+    assert answer.status_code == 201, answer.text
+    document = answer.json()
+    assert document["report"]["usable"]
+    assert document["report"]["classes"] == {
+        "ant": {"train": 12, "validation": 1},
+        "bee": {"train": 12, "validation": 1},
+    }
+    listed = client.get(URL).json()
+    assert [one["name"] for one in listed["data"]] == ["insects"]
+    assert client.get(f"{URL}/{document['id']}").json() == document
+
+
+def test_the_same_samples_are_the_same_dataset_in_whatever_order(client: TestClient) -> None:
+    first = send(client, two_classes()).json()
+    body = zipped(two_classes(), order=-1)
+    again = client.post(URL, files={"file": ("other.zip", body, "application/zip")})
+    assert again.status_code == 200
+    assert again.json()["fingerprint"] == first["fingerprint"]
+    assert again.json()["id"] == first["id"]
+
+
+def test_all_faults_are_told_at_once(client: TestClient) -> None:
+    files = two_classes()
+    files["set/train/ant/cut.png"] = picture(300)[:200]
+    files["set/train/ant/moving.gif"] = b"GIF89a"
+    files["set/train/bee/words.png"] = b"not a picture at all"
+    files["set/train/bee/again.png"] = files["set/train/bee/0.png"]
+    files["set/train/bee/stray.png"] = files["set/train/ant/1.png"]
+    files["set/val/ant/seen.png"] = files["set/train/ant/2.png"]
+    files["set/.DS_Store"] = b"x"
+    answer = send(client, files)
+    assert answer.status_code in (201, 422), answer.text
+    document = answer.json().get("dataset", answer.json())
+    found = kinds(document)
+    assert "set/train/ant/cut.png" in found["unreadable"]["files"][0]
+    assert "words.png" in found["wrong_type"]["files"][0]
+    assert found["skipped"]["files"] == ["set/train/ant/moving.gif"]
+    assert set(found["exact_duplicates"]["files"]) == {
+        "set/train/bee/0.png",
+        "set/train/bee/again.png",
+    }
+    assert "set/train/bee/stray.png" in found["exact_conflicts"]["files"]
+    assert "set/val/ant/seen.png" in found["exact_leakage"]["files"]
+    assert found["litter"]["severity"] == "note"
+
+
+def test_pictures_that_look_alike_are_found_across_parts(client: TestClient) -> None:
+    files = two_classes()
+    image = Image.open(io.BytesIO(files["set/train/ant/3.png"]), formats=["PNG"])
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=60)
+    files["set/val/ant/near.jpg"] = file.getvalue()
+    found = kinds(send(client, files).json())
+    assert set(found["near_leakage"]["files"]) == {"set/train/ant/3.png", "set/val/ant/near.jpg"}
+
+
+def test_nothing_to_learn_is_refused_and_can_be_mended(client: TestClient) -> None:
+    files = {f"ant/{index}.png": picture(index) for index in range(3)} | {"bee/x.png": b"words"}
+    answer = send(client, files)
+    assert answer.status_code == 422
+    body = answer.json()
+    assert "bee has no sample to learn from" in body["error"]["message"]
+    add = [
+        {"name": "b.png", "label": "bee", "picture": base64.b64encode(picture(50)).decode()},
+    ]
+    mended = client.post(f"{URL}/{body['dataset']['id']}/derive", json={"add": add})
+    assert mended.status_code == 200, mended.text
+    assert mended.json()["parent"] == body["dataset"]["id"]
+    assert mended.json()["report"]["usable"]
+
+
+def test_derive_drops_relabels_renames_and_moves(client: TestClient, store: Any) -> None:
+    files = two_classes() | {"set/train/bee/again.png": two_classes()["set/train/bee/0.png"]}
+    base = send(client, files).json()
+    changes = {
+        "drop": ["set/train/ant/0.png"],
+        "drop_faults": ["exact_duplicates"],
+        "relabel": {"set/train/ant/1.png": "bee"},
+        "rename": {"ant": "formica"},
+        "move": {"set/train/ant/2.png": "validation"},
+    }
+    answer = client.post(f"{URL}/{base['id']}/derive", json=changes)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["report"]["classes"] == {
+        "bee": {"train": 13, "validation": 1},
+        "formica": {"train": 9, "validation": 2},
+    }
+    home = store.folder.parent / "datasets"
+    one = DatasetStore(home).get(answer.json()["id"])
+    assert all(one.file(sample).stat().st_nlink == 2 for sample in one.samples())
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"drop": ["nothing.png"]}, "no sample 'nothing.png'"),
+        ({"rename": {"wasp": "bee"}}, "no class 'wasp'"),
+        ({"move": {"set/train/ant/0.png": "nowhere"}}, "none of train"),
+        ({"drop_faults": ["magic"]}, "no fault 'magic'"),
+        ({"colour": 1}, "colour"),
+        ({"add": [{"name": "a", "label": "b", "picture": "%"}]}, "not base64"),
+        ({"add": [{"name": "a", "label": "b", "picture": "aGk="}]}, ""),
+    ],
+)
+def test_changes_that_cannot_be_made(
+    client: TestClient, changes: dict[str, Any], words: str
+) -> None:
+    base = send(client, two_classes()).json()
+    answer = client.post(f"{URL}/{base['id']}/derive", json=changes)
+    assert answer.status_code == 422, answer.text
+    assert words in answer.json()["error"]["message"]
+
+
+def test_a_stored_dataset_is_opened_by_training(client: TestClient, store: Any) -> None:
+    document = send(client, two_classes()).json()
+    folder = store.folder.parent / "datasets" / document["id"]
+    dataset = drive(open_dataset(DataConfig.of(dataset=str(folder), picture_size=16)))
+    assert dataset.classes == ("ant", "bee")
+    assert {name: len(part) for name, part in dataset.parts.items()} == {
+        "train": 24,
+        "validation": 2,
+    }
+    assert dataset.train.samples.name(0) == "set/train/ant/0.png"
+
+
+def test_a_table_of_labels_in_a_zip(client: TestClient) -> None:
+    files = {f"pictures/{index}.png": picture(index) for index in range(24)}
+    rows = ["file,label,split"]
+    rows += [f"{name},{'even' if i % 2 == 0 else 'odd'},train" for i, name in enumerate(files)]
+    rows.append("pictures/gone.png,odd,val")
+    files["labels.csv"] = "\n".join(rows).encode()
+    document = send(client, files).json()
+    assert document["report"]["classes"] == {"even": {"train": 12}, "odd": {"train": 12}}
+    assert kinds(document)["missing"]["files"] == ["line 26: pictures/gone.png"]
+
+
+def test_numbers_come_as_npz_or_csv(client: TestClient) -> None:
+    file = io.BytesIO()
+    generator = np.random.default_rng(0)
+    np.savez(file, x=generator.random((30, 4), dtype=np.float32), y=np.arange(30) % 3)
+    answer = client.post(URL, files={"file": ("numbers.npz", file.getvalue())})
+    assert answer.status_code == 201, answer.text
+    assert answer.json()["classes"] == ["0", "1", "2"]
+    text = "a,b,kind\n" + "\n".join(f"{i},{i * 2},{'x' if i % 2 else 'y'}" for i in range(30))
+    answer = client.post(URL, content=text, headers={"content-type": "text/csv"})
+    assert (answer.status_code, answer.json()["classes"]) == (201, ["x", "y"])
+
+
+def test_an_idempotency_key_leads_to_one_dataset(client: TestClient) -> None:
+    headers = ZIP | {"idempotency-key": "k1"}
+    first = client.post(URL, content=zipped(two_classes()), headers=headers)
+    again = client.post(URL, content=zipped(two_classes()), headers=headers)
+    assert (first.status_code, again.status_code) == (201, 200)
+    assert first.json() == again.json()
+    other = client.post(URL, content=zipped(two_classes(11)), headers=headers)
+    assert (other.status_code, other.json()["error"]["code"]) == (409, "conflict")
+
+
+def test_samples_thumbnails_preview_and_download(client: TestClient) -> None:
+    document = send(client, two_classes()).json()
+    url = f"{URL}/{document['id']}"
+    page = client.get(f"{url}/samples", params={"limit": 5, "label": "bee", "part": "train"}).json()
+    assert len(page["data"]) == 5
+    assert page["has_more"]
+    assert {one["label"] for one in page["data"]} == {"bee"}
+    small = client.get(page["data"][0]["thumbnail"])
+    assert Image.open(io.BytesIO(small.content), formats=["JPEG"]).size == (40, 32)
+    sheet = client.get(f"{url}/preview")
+    assert Image.open(io.BytesIO(sheet.content), formats=["JPEG"]).width > 500
+    taken = client.get(f"{url}/download")
+    assert taken.content == client.get(f"{url}/download").content
+    again = client.post(URL, content=taken.content, headers=ZIP)
+    assert again.json()["fingerprint"] == document["fingerprint"]
+
+
+def test_a_deleted_dataset_is_gone(client: TestClient) -> None:
+    document = send(client, two_classes()).json()
+    assert client.delete(f"{URL}/{document['id']}").json()["deleted"]
+    answer = client.get(f"{URL}/{document['id']}")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
+    assert client.get(URL).json()["data"] == []
+
+
+def test_what_a_model_sees_is_compared(client: TestClient) -> None:
+    document = send(client, two_classes(), model="digits").json()
+    assert "colours" in kinds(document)
+    assert send(client, two_classes(), model="wasps").status_code == 404
+
+
+def npz(**arrays: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
+def lying_npz(shape: str) -> bytes:
+    """An array whose header says more than it holds."""
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    array = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode()
+    return zipped({"x.npy": array + b"\0" * 16, "y.npy": array + b"\0" * 16})
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "status"),
+    [
+        ("a.zip", b"", 422),
+        ("a.zip", b"no zip", 422),
+        ("a.zip", zipped({"../x/a.png": picture(1)}), 422),
+        ("a.zip", zipped({"/etc/a.png": picture(1)}), 422),
+        ("a.zip", zipped({}), 422),
+        ("a.zip", zipped({"a.png": picture(1)}), 422),
+        ("a.npz", npz(x=np.zeros((4, 2)), z=np.zeros(4)), 422),
+        ("a.npz", npz(x=np.array([{}, {}], dtype=object), y=np.zeros(2)), 422),
+        ("a.npz", lying_npz("(1000000000000, )"), 422),
+        ("a.npz", lying_npz("(1000000000, 0)"), 422),
+        ("a.npz", lying_npz("(" * 2000), 422),
+        ("a.csv", b"a,b\n1,2\n1\n", 422),
+        ("a.csv", b"\xff\xfe\x00", 422),
+        ("a.csv", b"a,b\n1,\x00\n2,3\n", 422),
+        ("a.csv", b"file,label\n../../etc/passwd,a\n/etc/hosts,b\n", 422),
+        ("a.tar", b"x", 415),
+    ],
+)
+def test_hostile_and_broken_files(
+    client: TestClient, store: Any, name: str, body: bytes, status: int
+) -> None:
+    answer = client.post(URL, files={"file": (name, body, "application/x-unknown")})
+    assert answer.status_code == status, answer.text
+    assert "error" in answer.json()
+    folder = store.folder.parent / "datasets"
+    left = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    assert not [one for one in left if one.startswith(".staging") or one.endswith(".upload")]
+
+
+def test_two_files_in_one_form_and_none(client: TestClient) -> None:
+    body = zipped(two_classes())
+    two = [("file", ("a.zip", body)), ("file", ("b.zip", body))]
+    assert "holds 2 files" in client.post(URL, files=two).json()["error"]["message"]
+    none = client.post(URL, files={"picture": ("a.zip", b"x")})
+    assert "holds 0 files" in none.json()["error"]["message"]
+
+
+def test_the_corpus_as_a_dataset_names_every_file(client: TestClient, real_data: Path) -> None:
+    with (real_data / "images" / "MANIFEST.tsv").open() as file:
+        names = [row["file"] for row in csv.DictReader(file, delimiter="\t")]
+    files = {f"odd/{Path(name).name}": (real_data / "images" / name).read_bytes() for name in names}
+    files |= {f"even/{index}.png": picture(index) for index in range(200)}
+    document = send(client, files).json()
+    document = document.get("dataset", document)
+    told = [text for fault in document["report"]["faults"] for text in fault["files"]]
+    readable = document["report"]["classes"]["odd"]["train"]
+    named = {name for name in map(Path, names) if any(name.name in text for text in told)}
+    assert readable + len(named) >= len(names)
+
+
+@pytest.mark.slow
+def test_ants_and_bees(client: TestClient, real_data: Path) -> None:
+    root = real_data / "hymenoptera"
+    files = {
+        path.relative_to(real_data).as_posix(): path.read_bytes()
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
+    }
+    document = send(client, files).json()
+    assert document["num_samples"] == 397
+    assert kinds(document)["skipped"]["files"] == ["hymenoptera/train/ants/imageNotFound.gif"]
+    assert document["report"]["usable"]

@@ -1,0 +1,151 @@
+"""One dataset made of another: samples dropped, relabelled, moved, added; files shared on disk."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from training.dataset_manifest import SampleRecord
+from training.dataset_names import PARTS
+from training.dataset_report import Expectation, report_of
+from training.dataset_store import FILES, Draft, StoredDataset, write_file
+from training.faults import DatasetError
+from training.picture_check import SUFFIXES, check_picture
+
+MAX_CHANGES: Final = 100_000
+
+
+class ChangeRefused(DatasetError):
+    """A change names what is not there, or cannot be made."""
+
+
+@dataclass(frozen=True)
+class Addition:
+    """A picture to add."""
+
+    name: str
+    label: str
+    part: str
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What to change.
+
+    Attributes:
+        drop: names or sha256 of samples that go.
+        drop_faults: kinds of faults whose samples go; of duplicates one of each stays.
+        relabel: name or sha256 of a sample -> its label from now on.
+        rename: class -> its name from now on; two that get one name become one.
+        move: name or sha256 of a sample -> the part it belongs to from now on.
+        add: pictures.
+    """
+
+    drop: Sequence[str] = ()
+    drop_faults: Sequence[str] = ()
+    relabel: Mapping[str, str] = field(default_factory=dict)
+    rename: Mapping[str, str] = field(default_factory=dict)
+    move: Mapping[str, str] = field(default_factory=dict)
+    add: Sequence[Addition] = ()
+
+
+def derive(
+    base: StoredDataset,
+    changes: Changes,
+    staging: Path,
+    name: str,
+    expected: Expectation | None = None,
+) -> Draft:
+    """The draft of `base` with `changes`, in `staging`.
+
+    Raises:
+        ChangeRefused: all that cannot be done.
+        training.picture_check.UnusablePicture: an added file is no picture.
+    """
+    if base.manifest.kind != "pictures":
+        raise ChangeRefused(f"{base.id} is one file of numbers; send a changed one instead")
+    before = base.samples()
+    _check(before, changes)
+    dropped = {*changes.drop, *_faulty(base, before, changes.drop_faults)}
+    kept = [
+        _changed(one, changes)
+        for one in before
+        if one.name not in dropped and one.sha256 not in dropped
+    ]
+    (staging / FILES).mkdir()
+    records = [_carried(base, one, staging, index) for index, one in enumerate(kept)]
+    records += [_added(one, staging, len(records) + index) for index, one in enumerate(changes.add)]
+    report = report_of(records, expected=expected)
+    num_bytes = sum(one.num_bytes for one in records)
+    classes = tuple(report.classes)
+    return Draft(name, "pictures", tuple(records), classes, report, num_bytes, parent=base.id)
+
+
+def _check(samples: Sequence[SampleRecord], changes: Changes) -> None:
+    known = {one.name for one in samples} | {one.sha256 for one in samples}
+    named = [*changes.drop, *changes.relabel, *changes.move]
+    faults = [f"there is no sample {one[:100]!r}" for one in named if one not in known]
+    labels = {one.label for one in samples}
+    faults += [f"there is no class {one[:100]!r}" for one in changes.rename if one not in labels]
+    parts = [*changes.move.values(), *(one.part for one in changes.add)]
+    faults += [f"{one[:40]!r} is none of {', '.join(PARTS)}" for one in parts if one not in PARTS]
+    if len(named) > MAX_CHANGES:
+        faults.append(f"{len(named)} changes are too many; {MAX_CHANGES} may be")
+    if faults:
+        raise ChangeRefused("; ".join(faults[:20]))
+
+
+def _faulty(base: StoredDataset, samples: Sequence[SampleRecord], kinds: Sequence[str]) -> set[str]:
+    """Names of the samples that faults of these kinds concern."""
+    faults = {one.kind: one for one in base.manifest.report.faults}
+    unknown = [kind for kind in kinds if kind not in faults]
+    if unknown:
+        known = ", ".join(sorted(faults)) or "none"
+        raise ChangeRefused(f"its report has no fault {unknown[0][:60]!r}; it has {known}")
+    names = {name for kind in kinds for name in faults[kind].files}
+    if not any(kind.endswith("_duplicates") for kind in kinds):
+        return names
+    seen: set[str] = set()
+    spared = set()
+    for one in samples:
+        key = one.look.hash if one.look is not None and one.look.hash else one.sha256
+        if one.name in names and key not in seen:
+            seen.add(key)
+            spared.add(one.name)
+    return names - spared
+
+
+def _changed(sample: SampleRecord, changes: Changes) -> SampleRecord:
+    relabel, rename, move = changes.relabel, changes.rename, changes.move
+    label = rename.get(sample.label, sample.label)
+    label = relabel.get(sample.name, relabel.get(sample.sha256, label))
+    part = move.get(sample.name, move.get(sample.sha256, sample.part))
+    return sample.model_copy(update={"label": label, "part": part})
+
+
+def _carried(
+    base: StoredDataset, sample: SampleRecord, staging: Path, position: int
+) -> SampleRecord:
+    file = f"{position:08d}{Path(str(sample.file)).suffix}"
+    try:
+        os.link(base.file(sample), staging / FILES / file)
+    except OSError:  # another disk, or one without hard links
+        write_file(staging / FILES / file, base.file(sample).read_bytes())
+    return sample.model_copy(update={"file": file})
+
+
+def _added(addition: Addition, staging: Path, position: int) -> SampleRecord:
+    look = check_picture(addition.data)
+    file = f"{position:08d}{SUFFIXES[look.format]}"
+    sha256, num_bytes = write_file(staging / FILES / file, addition.data)
+    return SampleRecord(
+        name=addition.name,
+        part=addition.part,
+        label=addition.label,
+        sha256=sha256,
+        file=file,
+        num_bytes=num_bytes,
+        look=look,
+    )
