@@ -1,5 +1,6 @@
 """`create_app(settings)`: every part of the service is built here, once, in order."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from app.http.access import AccessLog
 from app.http.origin import OriginGuard, OriginPolicy
 from app.metrics import BATCH_BUCKETS, Histogram, Metrics, ModelFigures
 from app.settings import Settings
+from app.tracing import tracing_of
 from models.device import choose_device, thread_count
 from models.picture import PictureLimits
 from models.store import ModelStore
@@ -72,7 +74,9 @@ def create_app(
 
     Raises:
         models.device.DeviceUnavailable: the wanted device is not here.
+        app.tracing.TracingUnavailable: it is asked for, and OpenTelemetry is not installed.
     """
+    tracing = tracing_of(settings)
     engine = build_engine(settings, on_broken)
     explainer = Explainer(settings.max_explanations)
     metrics = Metrics(
@@ -93,6 +97,8 @@ def create_app(
         explainer.close()
         await engine.batcher.stop(settings.drain_s)
         engine.decoder.close()
+        if tracing is not None:
+            await asyncio.to_thread(tracing.close)
 
     app = HotApplication(
         title="PyTorchLib",
@@ -121,6 +127,7 @@ def create_app(
     app.add_middleware(OriginGuard, policy=policy)
     app.add_middleware(AccessLog, metrics=metrics, logged=logged)
     # The same three in one layer, for the routes whose requests would pay most for them.
+    app.tracing = tracing
     app.hot_path = HotPath(hot, OriginGuard(app, policy), AccessLog(app, metrics, logged))
     return app
 

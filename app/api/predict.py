@@ -80,6 +80,7 @@ class PredictRoute:
         batch = await batch_of(predictor, inputs, deadline, self._max_inputs)
         decoded = time.perf_counter()
         prediction = await predictor.predict(batch, deadline)
+        scope["prediction"], scope["decode_ms"] = prediction, (decoded - began) * 1000
         return {
             "model": predictor.name,
             "version": predictor.version,

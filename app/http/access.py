@@ -65,5 +65,6 @@ class AccessLog:
                     "request_id": scope.get("state", {}).get("request_id"),
                     "model": model,
                     "version": version,
+                    "trace_id": scope.get("state", {}).get("trace_id"),
                 },
             )
