@@ -228,6 +228,7 @@ def _figures_of(predictor: Predictor) -> ModelFigures:
             "decode": predictor.decode_time.ns / 1e9,
             "queue": lane.queue_s.total,
             "compute": lane.compute_s.total,
+            "encode": predictor.encode_time.ns / 1e9,
         },
         outcomes={
             "answered": lane.num_rows,

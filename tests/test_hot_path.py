@@ -77,6 +77,10 @@ def test_the_short_way_is_counted_and_the_framework_keeps_the_rest(client: TestC
     labels = 'model="tiny",route="/v2/models/{model}/infer",status="200",version="1"'
     assert f"pytorchlib_request_seconds_count{{{labels}}} 1.0" in series
     assert "process_resident_memory_bytes" in series
+    for stage in ("decode", "queue", "compute", "encode"):
+        assert (
+            f'pytorchlib_stage_seconds_total{{model="tiny",stage="{stage}",version="1"}}' in series
+        )
 
 
 def test_a_stranger_cannot_fill_the_memory_with_paths(client: TestClient) -> None:

@@ -159,8 +159,11 @@ class InferRoute:
         if len(batch):
             prediction = await predictor.predict(batch, deadline, queue_priority(request.priority))
         scope["prediction"] = prediction
+        computed = time.perf_counter_ns()
         outputs = select_outputs(request, outputs_of(predictor, prediction), predictor.labels)
-        return encode_answer(predictor.name, str(predictor.version), request.id, outputs)
+        answer = encode_answer(predictor.name, str(predictor.version), request.id, outputs)
+        predictor.encode_time.add(time.perf_counter_ns() - computed)
+        return answer
 
 
 class ModelRoutes:
