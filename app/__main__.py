@@ -3,6 +3,7 @@
 torch is imported inside the commands, so that `--help` answers at once.
 """
 
+import os
 import sys
 import threading
 from pathlib import Path
@@ -47,6 +48,7 @@ def serve(
     from app.http.server import serve as serve_app
 
     configure_logging(settings)
+    _spin_briefly()
     # A checkpoint of the operator's own may name a class that lies where the service is started.
     sys.path.append(str(Path.cwd()))
     # Bound before anything slow: a taken port is told at once, and early callers wait in line.
@@ -70,6 +72,15 @@ def serve(
         breakdown=breakdown,
     )
     raise typer.Exit(code)
+
+
+def _spin_briefly() -> None:
+    """Let threads of torch that wait for each other give their core up soon.
+
+    Others need it: decoding, the event loop, whatever else runs there. Read when torch is loaded.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 
 def _import_once(
