@@ -36,9 +36,8 @@ format: setup  ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup  ## the benchmarks, as ratios measured in one run
-	$(BIN)/python -m benchmarks.train
-	$(BIN)/python -m benchmarks.serve
+bench: setup  ## a short run of every benchmark; ratios measured in one run
+	$(BIN)/python -m benchmarks
 
 docs: setup  ## write what the documentation repeats from the code
 	$(BIN)/python docs/generate.py

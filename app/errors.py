@@ -14,6 +14,7 @@
     │   └── TooManyBadKeys           this address sent bad keys, and must wait
     ├── DeadlineExceeded        504  the request's time was up before its answer
     │   └── DeadlineUnreachable      its time would be up before its turn
+    │       └── QueueTooSlow    429  only because of what waits before it: later there may be time
     ├── Unavailable             503  not now: starting, draining, a version that cannot be loaded
     │   ├── Draining
     │   ├── LoadFailed
@@ -124,6 +125,14 @@ class DeadlineUnreachable(DeadlineExceeded):
     """The request's time would be up before its turn; refused at once."""
 
 
+class QueueTooSlow(DeadlineUnreachable):
+    """Too much waits for the time that the caller gives; with less of it there would be enough."""
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
 class Unavailable(ServiceError):
     """Not now."""
 
@@ -169,6 +178,7 @@ STATUS: Mapping[type[Exception], int] = {
     DiskFull: 507,
     Overloaded: 429,
     DeadlineExceeded: 504,
+    QueueTooSlow: 429,
     Unavailable: 503,
     ForwardFailed: 500,
     PictureError: 422,

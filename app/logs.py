@@ -31,10 +31,16 @@ class JsonFormatter(logging.Formatter):
 
 
 class PlainFormatter(logging.Formatter):
-    """Time, level and sentence."""
+    """Time, level and sentence, and of a request its ids."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line of `record`, with what finds the request again behind it."""
+        line = super().format(record)
+        found = [(name, getattr(record, name, None)) for name in ("request_id", "trace_id")]
+        return " ".join([line, *(f"{name}={value}" for name, value in found if value)])
 
 
 def configure_logging(settings: Settings) -> None:

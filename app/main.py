@@ -42,6 +42,7 @@ from app.http.origin import OriginGuard, OriginPolicy
 from app.http.server import is_loopback
 from app.metrics import BATCH_BUCKETS, Histogram, Metrics, ModelFigures
 from app.settings import Settings
+from app.tracing import tracing_of
 from models.device import choose_device, thread_count
 from models.picture import PictureLimits
 from models.store import ModelStore
@@ -83,8 +84,11 @@ def create_app(
 
     Raises:
         models.device.DeviceUnavailable: the wanted device is not here.
+<<<<<<< HEAD
         app.auth.key.KeyFault: a file of keys cannot be read, or a key in the environment is none.
+        app.tracing.TracingUnavailable: it is asked for, and OpenTelemetry is not installed.
     """
+    tracing = tracing_of(settings)
     sources = KeySources(settings.home, settings.api_keys_file, settings.api_key)
     keys = KeyWatch(sources, settings.watch_interval_s)
     gate = Gate(
@@ -92,6 +96,11 @@ def create_app(
         LinkSigner(settings.home, settings.signed_link_s),
         open_without_keys=settings.no_auth or is_loopback(settings.host),
     )
+=======
+        app.tracing.TracingUnavailable: it is asked for, and OpenTelemetry is not installed.
+    """
+    tracing = tracing_of(settings)
+>>>>>>> engine
     engine = build_engine(settings, on_broken)
     explainer = Explainer(settings.max_explanations)
     intake = Intake(settings.datasets_folder, engine.store, _intake_options(settings))
@@ -116,7 +125,12 @@ def create_app(
         intake.close()
         await engine.batcher.stop(settings.drain_s)
         engine.decoder.close()
+<<<<<<< HEAD
         await asyncio.to_thread(engine.compiler.close)
+=======
+        if tracing is not None:
+            await asyncio.to_thread(tracing.close)
+>>>>>>> engine
 
     app = HotApplication(
         title="PyTorchLib",
@@ -149,6 +163,7 @@ def create_app(
     app.add_middleware(OriginGuard, policy=policy)
     app.add_middleware(AccessLog, metrics=metrics, logged=logged)
     # The same three in one layer, for the routes whose requests would pay most for them.
+    app.tracing = tracing
     app.hot_path = HotPath(hot, OriginGuard(app, policy), AccessLog(app, metrics, logged))
     return app
 
@@ -267,6 +282,7 @@ def _figures_of(predictor: Predictor) -> ModelFigures:
             "decode": predictor.decode_time.ns / 1e9,
             "queue": lane.queue_s.total,
             "compute": lane.compute_s.total,
+            "encode": predictor.encode_time.ns / 1e9,
         },
         outcomes={
             "answered": lane.num_rows,

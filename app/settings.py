@@ -111,6 +111,10 @@ class Settings(BaseSettings):
         "errors",
         description="Which requests get a line: all, those answered with 4xx or 5xx, none.",
     )
+    tracing: bool = Field(
+        False,
+        description="Send OpenTelemetry spans; OTEL_EXPORTER_OTLP_ENDPOINT also turns it on.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe log line that is written."
     )

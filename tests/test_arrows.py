@@ -31,7 +31,7 @@ FORBIDDEN_IMPORTS = {
 # The parts of app from the ground up: each imports what lies below it, never a neighbour.
 LEVELS = (
     {"settings", "errors", "metrics", "auth"},
-    {"logs", "flags"},
+    {"logs", "flags", "tracing"},
     {"engine", "jobs", "http"},
     {"promotion"},
     {"api"},

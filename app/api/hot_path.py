@@ -5,7 +5,6 @@ its two error handlers, its walk along the routes. The routes given here are the
 the framework knows; what else is asked for, in path or method, is the framework's to answer.
 """
 
-import logging
 import time
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
@@ -20,8 +19,7 @@ from app.errors import refusal_of
 from app.http.access import AccessLog
 from app.http.origin import OriginGuard
 from app.http.refusal import HttpRefusal
-
-log = logging.getLogger(__name__)
+from app.tracing import Tracing
 
 # Paths name models, which strangers may invent: what is remembered is bounded.
 MAX_KNOWN_PATHS: Final = 4096
@@ -94,9 +92,16 @@ class HotApplication(FastAPI):
     """FastAPI, with the hot path before it once there is one."""
 
     hot_path: HotPath | None = None
+    tracing: Tracing | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer on the hot path what leads there, and anything else as ever."""
+        if self.tracing is None or scope["type"] != "http":
+            await self._answer(scope, receive, send)
+        else:
+            await self.tracing.request(self._answer, scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         hot_path = self.hot_path
         way = None if hot_path is None else hot_path.way(scope)
         if hot_path is None or way is None:

@@ -80,10 +80,14 @@ class PredictRoute:
         batch = await batch_of(predictor, inputs, deadline, self._max_inputs)
         decoded = time.perf_counter()
         prediction = await predictor.predict(batch, deadline)
+        scope["prediction"], scope["decode_ms"] = prediction, (decoded - began) * 1000
+        computed = time.perf_counter_ns()
+        predictions = _labelled(predictor, prediction, inputs.top_k)
+        predictor.encode_time.add(time.perf_counter_ns() - computed)
         return {
             "model": predictor.name,
             "version": predictor.version,
-            "predictions": _labelled(predictor, prediction, inputs.top_k),
+            "predictions": predictions,
             "time_ms": {
                 "decode": round((decoded - began) * 1000, 3),
                 "queue": round(prediction.queue_ms, 3),

@@ -126,7 +126,7 @@ class InferRoute:
             request = await self._parsed(body, headers, predictor)
             deadline = arrived + self._patience_s(request, headers)
             with WhileCallerWaits(receive):
-                answer = await self._answer(predictor, request, deadline)
+                answer = await self._answer(scope, predictor, request, deadline)
         except CallerGone:
             return
         await _send_answer(answer, headers.get(b"accept-encoding"), send)
@@ -160,13 +160,21 @@ class InferRoute:
             said.append(timeout_s(headers[b"x-request-timeout-ms"]))
         return min(said, default=self._timeout_s)
 
-    async def _answer(self, predictor: Predictor, request: InferRequest, deadline: float) -> Answer:
+    async def _answer(
+        self, scope: Scope, predictor: Predictor, request: InferRequest, deadline: float
+    ) -> Answer:
+        began = time.perf_counter()
         batch: Tensor = await batch_of(predictor, request.inputs, self._limits, deadline)
+        scope["decode_ms"] = (time.perf_counter() - began) * 1000
         prediction = None
         if len(batch):
             prediction = await predictor.predict(batch, deadline, queue_priority(request.priority))
+        scope["prediction"] = prediction
+        computed = time.perf_counter_ns()
         outputs = select_outputs(request, outputs_of(predictor, prediction), predictor.labels)
-        return encode_answer(predictor.name, str(predictor.version), request.id, outputs)
+        answer = encode_answer(predictor.name, str(predictor.version), request.id, outputs)
+        predictor.encode_time.add(time.perf_counter_ns() - computed)
+        return answer
 
 
 class ModelRoutes:

@@ -5,7 +5,7 @@ import math
 from app.engine.batch_policy import LaneOptions
 from app.engine.item_queue import Item
 from app.engine.turns import Turns
-from app.errors import DeadlineUnreachable, QueueFull
+from app.errors import DeadlineUnreachable, QueueFull, QueueTooSlow
 
 
 class Admission:
@@ -22,6 +22,7 @@ class Admission:
         Raises:
             QueueFull: too many rows wait, or for too long.
             DeadlineUnreachable: its time is up, or would be before its answer.
+            QueueTooSlow: it would be, because of what waits before it.
         """
         if self._turns.items.num_rows + item.num_rows > self._max_rows:
             self._refuse_full()
@@ -43,7 +44,7 @@ class Admission:
         own_s = turns.policy.seconds(num_rows + item.num_rows) - turns.policy.seconds(num_rows)
         needed_s = turns.policy.margin * (wait_s + own_s)
         if left_s <= 0.0 or (needed_s > left_s and self._is_sure(now)):
-            self._refuse_late(needed_s, left_s)
+            self._refuse_late(needed_s, left_s, alone_s=turns.policy.seconds(item.num_rows))
 
     def _is_sure(self, now: float) -> bool:
         """Not when the lane idles and its times are old: letting one through renews them."""
@@ -53,16 +54,19 @@ class Admission:
     def _refuse_full(self) -> None:
         turns = self._turns
         turns.statistics.num_refused_full += 1
-        num_rows = turns.items.num_rows
-        retry_after_s = num_rows * turns.drain_row_s or turns.home.backlog_s or 1.0
+        num_rows, retry_after_s = turns.items.num_rows, turns.retry_after_s
         raise QueueFull(
             f"{num_rows} inputs wait for {turns.name}; ask again in {retry_after_s:.1f} s",
             retry_after_s=retry_after_s,
         )
 
-    def _refuse_late(self, needed_s: float, left_s: float) -> None:
-        self._turns.statistics.num_refused_late += 1
-        raise DeadlineUnreachable(
-            f"{self._turns.name} needs about {needed_s * 1000:.0f} ms from now, "
+    def _refuse_late(self, needed_s: float, left_s: float, alone_s: float) -> None:
+        turns = self._turns
+        turns.statistics.num_refused_late += 1
+        sentence = (
+            f"{turns.name} needs about {needed_s * 1000:.0f} ms from now, "
             f"and {max(0.0, left_s) * 1000:.0f} ms are left"
         )
+        if alone_s < left_s:
+            raise QueueTooSlow(sentence, retry_after_s=turns.retry_after_s)
+        raise DeadlineUnreachable(sentence)

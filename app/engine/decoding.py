@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from app.engine.device_thread import compute_with
 from app.errors import DeadlineExceeded, Overloaded, QueueFull
 from models.picture import FORMATS, PictureError, PictureLimits, open_picture, size_of
 from models.preprocessing import Preprocessing
@@ -81,7 +82,10 @@ class Decoder:
         self.max_waiting = max_waiting
         self.waiting = 0
         self._budget = PixelBudget(max_pixels_in_flight)
-        self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
+        # Each computes alone: with helpers of their own they would take the device thread's cores.
+        self._threads = ThreadPoolExecutor(
+            num_threads, "decode", initializer=compute_with, initargs=(1,)
+        )
 
     async def decode(
         self, pictures: Sequence[bytes], preprocessing: Preprocessing, deadline: float

@@ -87,6 +87,8 @@ class DeviceThread:
 
     def _serve(self) -> None:
         while (work := self._next()) is not None:
+            # Again each time, for a part of torch knows only what was set last, by any thread.
+            torch.set_num_threads(self._num_threads)
             work.run()
             with self._lock:
                 self.running = None

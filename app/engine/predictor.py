@@ -79,6 +79,7 @@ class Predictor:
         )
         self.memory_bytes = _memory_bytes(loaded)
         self.decode_time = Duration()
+        self.encode_time = Duration()  # kept by whoever writes the answers
         self.answered_at = 0.0
         self._decoder = decoder
         # The lane must not know this object, or neither would ever be let go of.
@@ -142,7 +143,7 @@ class Predictor:
             queue=Duration(lane.num_requests, int(lane.queue_s.total * 1e9)),
             compute_input=self.decode_time,
             compute_infer=Duration(executions, compute_ns),
-            compute_output=Duration(lane.num_requests, 0),
+            compute_output=Duration(lane.num_requests, self.encode_time.ns),
             batches=batches,
         )
 

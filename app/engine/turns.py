@@ -17,7 +17,14 @@ from app.engine.item_queue import Answer, Item, ItemQueue, Outputs
 from app.engine.lane_statistics import LaneStatistics
 from app.engine.schedule import Key, Schedule
 from app.engine.scratch import Scratch
-from app.errors import DeadlineExceeded, DeviceLost, ForwardFailed, ServiceError, Unavailable
+from app.errors import (
+    DeadlineExceeded,
+    DeviceLost,
+    ForwardFailed,
+    QueueTooSlow,
+    ServiceError,
+    Unavailable,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +58,11 @@ class Turns:
     def is_inline(self) -> bool:
         """Whether its batches run on the event loop."""
         return self.home is self._dispatch.inline
+
+    @property
+    def retry_after_s(self) -> float:
+        """How long what waits will take, as fast as it went lately."""
+        return self.items.num_rows * self.drain_row_s or self.home.backlog_s or 1.0
 
     @property
     def scratch(self) -> Scratch:
@@ -146,10 +158,15 @@ class Turns:
         with self._dispatch.lock:
             self.discard(item)
 
-    def expire_item(self, item: Item) -> None:
-        """Answer `item` that its time is up."""
+    def expire_item(self, item: Item, *, waiting: bool = False) -> None:
+        """Answer `item` that its time is up; while it was `waiting`, others were too many."""
         if not item.future.done():
-            item.future.set_exception(DeadlineExceeded("the time was up before the answer"))
+            error = DeadlineExceeded("the time was up before the answer")
+            if waiting:
+                error = QueueTooSlow(
+                    "the time was up before its turn", retry_after_s=self.retry_after_s
+                )
+            item.future.set_exception(error)
             if not self._dispatch.stood_still(time.monotonic()):
                 self.policy.promise(kept=False)
             self.statistics.num_expired += 1
@@ -162,7 +179,7 @@ class Turns:
             late = self.items.take_late(now)
             self._recount()
         for item in late:
-            self.expire_item(item)
+            self.expire_item(item, waiting=True)
 
     def over(self, turn: "Turn") -> None:
         """Count a turn that was delivered."""
@@ -240,7 +257,7 @@ class Turn:
         """Answer everybody in it, on the event loop."""
         now = time.monotonic()
         for item in self.late:
-            self._turns.expire_item(item)
+            self._turns.expire_item(item, waiting=True)
         for item, outputs in self._answers:
             self._turns.answer(item, outputs, now)
         for batch in self.batches:
