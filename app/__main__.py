@@ -50,11 +50,8 @@ def serve(
 
     settings = read_settings(flags)
     configure_logging(settings)
-<<<<<<< HEAD
     _require_a_key(settings)
-=======
     _spin_briefly()
->>>>>>> engine
     # A checkpoint of the operator's own may name a class that lies where the service is started.
     sys.path.append(str(Path.cwd()))
     # Bound before anything slow: a taken port is told at once, and early callers wait in line.
@@ -88,7 +85,6 @@ def serve(
     raise typer.Exit(code)
 
 
-<<<<<<< HEAD
 def _require_a_key(settings: Settings) -> None:
     """Refuse to be open to others, unless that is said aloud, and say so before anything slow."""
     from app.auth.watch import KeySources
@@ -97,7 +93,8 @@ def _require_a_key(settings: Settings) -> None:
     sources = KeySources(settings.home, settings.api_keys_file, settings.api_key)
     if not settings.no_auth and not is_loopback(settings.host):
         sources.require_one(settings.host)
-=======
+
+
 def _spin_briefly() -> None:
     """Let threads of torch that wait for each other give their core up soon.
 
@@ -105,7 +102,6 @@ def _spin_briefly() -> None:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
->>>>>>> engine
 
 
 def _import_once(

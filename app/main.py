@@ -84,7 +84,6 @@ def create_app(
 
     Raises:
         models.device.DeviceUnavailable: the wanted device is not here.
-<<<<<<< HEAD
         app.auth.key.KeyFault: a file of keys cannot be read, or a key in the environment is none.
         app.tracing.TracingUnavailable: it is asked for, and OpenTelemetry is not installed.
     """
@@ -96,11 +95,7 @@ def create_app(
         LinkSigner(settings.home, settings.signed_link_s),
         open_without_keys=settings.no_auth or is_loopback(settings.host),
     )
-=======
-        app.tracing.TracingUnavailable: it is asked for, and OpenTelemetry is not installed.
-    """
     tracing = tracing_of(settings)
->>>>>>> engine
     engine = build_engine(settings, on_broken)
     explainer = Explainer(settings.max_explanations)
     intake = Intake(settings.datasets_folder, engine.store, _intake_options(settings))
@@ -125,12 +120,9 @@ def create_app(
         intake.close()
         await engine.batcher.stop(settings.drain_s)
         engine.decoder.close()
-<<<<<<< HEAD
         await asyncio.to_thread(engine.compiler.close)
-=======
         if tracing is not None:
             await asyncio.to_thread(tracing.close)
->>>>>>> engine
 
     app = HotApplication(
         title="PyTorchLib",

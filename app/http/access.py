@@ -68,10 +68,7 @@ class AccessLog:
                     "request_id": scope.get("state", {}).get("request_id"),
                     "model": model,
                     "version": version,
-<<<<<<< HEAD
                     "key": scope.get("state", {}).get("key"),
-=======
                     "trace_id": scope.get("state", {}).get("trace_id"),
->>>>>>> engine
                 },
             )
