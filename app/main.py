@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -113,6 +114,10 @@ def create_app(
         engine.decoder.warm_up()
         await engine.live.start()
         keys.start()
+        # What is there now stays: the collector need not walk it, which would stop every request
+        # for a tenth of a second, again and again.
+        gc.collect()
+        gc.freeze()
         yield
         await keys.stop()
         await engine.live.stop()
