@@ -124,7 +124,7 @@ def _computed(
 ) -> Generator[tuple[list[int], Tensor], None, None]:
     """Features of the samples at `missing`, a batch at a time, on the CPU."""
     chosen = torch.tensor(missing, dtype=torch.int64)
-    order = (Batch(step, 0, each) for step, each in enumerate(chosen.split(FEATURE_BATCH)))
+    order = (Batch(step, 0, each) for step, each in enumerate(torch.split(chosen, FEATURE_BATCH)))
     if not missing:
         return
     feed = feed_for(part, device, dataset.num_workers)

@@ -1,4 +1,4 @@
-"""Mixup and cutmix: a batch mixed with itself, by shares that are functions of the seed and the step.
+"""Mixup and cutmix: a batch mixed with itself, by functions of the seed and the step.
 
 Zhang et al., "mixup: beyond empirical risk minimization", 2018; Yun et al., "CutMix", 2019.
 """

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from models import networks
 from models.manifest import NetworkSpec
 from models.preprocessing import Preprocessing
-from training.config import DataConfig, TrainConfig
+from training.config import Config, TrainConfig
 from training.datasets import Dataset, open_dataset
 from training.evaluate import evaluate
 from training.feed import in_batches
@@ -41,18 +41,20 @@ class Trained:
         config: with which settings.
         fitted: how the training went.
         report: measured on the dataset's part `measured_on`, on the CPU in fp32.
-        method: `train`, `linear probe` or `fine-tune`.
+        method: `train`, `linear_probe`, `fine_tune` or `from_scratch`.
         parent: the weights it began with, if not fresh ones.
+        measured_on: what the report is of, where that is no part of the dataset.
     """
 
     spec: NetworkSpec
     network: nn.Module
     dataset: Dataset
-    config: DataConfig
+    config: Config
     fitted: FitResult
     report: Report
     method: str = "train"
     parent: str | None = None
+    measured_on: str | None = None
 
 
 def train(

@@ -16,7 +16,7 @@ from training.progress import Progress
 
 if TYPE_CHECKING:
     from training.train import Trained
-    from training.transfer import Backbone
+    from training.backbone import Backbone
 
 INTERRUPTED: Final = 130
 RUN_FILE: Final = "run.json"
@@ -148,7 +148,7 @@ def _publish(trained: "Trained", name: str | None, home: Path, run: Path) -> str
 def _backbone(network: str, weights: str) -> "Backbone":
     from models.manifest import NetworkSpec
     from training.importing import ImportRequest, read_import
-    from training.transfer import Backbone
+    from training.backbone import Backbone
 
     imported = read_import(ImportRequest(weights=weights, network=network))
     spec: NetworkSpec = imported.manifest.network

@@ -3,20 +3,18 @@ if wanted, all layers, the lower ones by smaller steps.
 """
 
 import copy
-from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from models import networks
 from models.backbones import load_backbone
-from models.checkpoint import Checkpoint
 from models.device import choose_device
 from models.heads import last_layer
-from models.manifest import NetworkSpec
-from models.preprocessing import Preprocessing
+from training.backbone import Backbone
 from training.config import FinetuneConfig
 from training.datasets import Dataset, open_dataset
 from training.features import features_of, separate_head
@@ -30,35 +28,6 @@ NUM_STAGES = 4
 PROBE, FINE_TUNE = "linear probe", "fine-tune"
 HEAD, ALL_LAYERS = "head", "all-layers"
 """Where in a run's folder the snapshots of the two phases lie."""
-
-
-@dataclass(frozen=True)
-class Backbone:
-    """Weights to begin with.
-
-    Attributes:
-        spec: the network they are of.
-        state: its weights, those of the last layer aside.
-        preprocessing: what it takes.
-        parent: what a person calls these weights: `digits:3`, or a file.
-    """
-
-    spec: NetworkSpec
-    state: Mapping[str, Tensor]
-    preprocessing: Preprocessing
-    parent: str
-
-    @classmethod
-    def of_checkpoint(cls, checkpoint: Checkpoint, parent: str) -> "Backbone":
-        """A model of the store as the beginning of another."""
-        manifest = checkpoint.manifest
-        state = checkpoint.network.state_dict()
-        return cls(manifest.network, state, manifest.preprocessing, parent)
-
-    def spec_for(self, num_classes: int) -> NetworkSpec:
-        """The same network with torchvision's own (or its own class's) head for these classes."""
-        kept = {name: value for name, value in self.spec.options.items() if name != "head"}
-        return NetworkSpec(name=self.spec.name, options={**kept, "num_classes": num_classes})
 
 
 def finetune(
