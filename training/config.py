@@ -142,10 +142,6 @@ class FitConfig(Config):
         description="exact refuses what could give other bits when resumed; auto is exact on a "
         "processor and fast on a GPU.",
     )
-    processes: Annotated[int, Field(ge=0, le=64)] = Field(
-        default=0,
-        description="Processes that train together, each on a device of its own; 0 and 1 are one.",
-    )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto", description="auto is bf16 on GPUs that have it and fp32 elsewhere."
     )

@@ -170,8 +170,8 @@ def fine_tune(
     """
     folder.mkdir(parents=True, exist_ok=True)
     with _as_begun(request, folder) as notes:
-        backbone = backbone or _backbone(request, home)
-        source = _source(request, pairs)
+        backbone = backbone or asked_backbone(request, home)
+        source = asked_source(request, pairs)
         facts = facts_of(source, backbone)
         choices = resolve(request.method, request.settings, facts)
         settings = resolved(request.settings, choices)
@@ -410,7 +410,8 @@ class _Run:
         return Answers(self.dataset.classes, digest_rows(digests), part.targets, logits)
 
 
-def _backbone(request: FineTuneRequest, home: Path) -> Backbone:
+def asked_backbone(request: FineTuneRequest, home: Path) -> Backbone:
+    """The base that the request names; for fresh weights it may be a network alone."""
     is_name = is_built_in(request.base) and not ModelStore(home / "models").names().count(
         request.base
     )
@@ -419,7 +420,7 @@ def _backbone(request: FineTuneRequest, home: Path) -> Backbone:
     return find_backbone(request.base, home, request.weights)
 
 
-def _source(request: FineTuneRequest, pairs: Any) -> Source:
+def asked_source(request: FineTuneRequest, pairs: Any = None) -> Source:
     """The dataset, with the other one as its validation part."""
     if pairs is not None:
         return source_of_pairs(pairs)

@@ -171,10 +171,6 @@ class Compute(Config):
     """Where and how a run computes: the operator's part, which changes no recipe."""
 
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N.")
-    processes: Annotated[int, Field(ge=0, le=64)] = Field(
-        default=0,
-        description="Processes that train together, each on a device of its own; 0 and 1 are one.",
-    )
     threads: Annotated[int, Field(ge=0, le=1024)] = Field(
         default=0, description="Processor threads; 0 leaves the process as it is."
     )

@@ -86,23 +86,25 @@ def network_spec(config: TrainConfig, dataset: Dataset) -> NetworkSpec:
     Raises:
         NetworkUnfit: it takes pictures and the dataset holds none.
     """
-    shape, takes_pictures = (
-        dataset.preprocessing.input_shape,
-        dataset.preprocessing.accepts_pictures,
-    )
-    name = config.network
+    spec = spec_of(config.network, dataset.preprocessing, len(dataset.classes), dataset.name)
+    return NetworkSpec(name=spec.name, options={**spec.options, **config.network_options})
+
+
+def spec_of(name: str, preprocessing: Preprocessing, num_classes: int, dataset: str) -> NetworkSpec:
+    """The network `name` for such inputs and so many classes; raises as `network_spec`."""
+    shape, takes_pictures = preprocessing.input_shape, preprocessing.accepts_pictures
     if name == "auto":
         name = "cnn" if takes_pictures else "mlp"
-    options: dict[str, Any] = {"num_classes": len(dataset.classes)}
+    options: dict[str, Any] = {"num_classes": num_classes}
     if name == "mlp":
         options["inputs"] = torch.Size(shape).numel()
     elif name == "cnn":
         if not takes_pictures:
-            raise NetworkUnfit(f"cnn takes pictures and {dataset.name} holds numbers; take mlp")
+            raise NetworkUnfit(f"cnn takes pictures and {dataset} holds numbers; take mlp")
         options |= {"channels": shape[0], "size": shape[-1]}
     elif name.startswith("torchvision/") and shape[0] != 3:
         options["channels"] = shape[0]
-    return NetworkSpec(name=name, options={**options, **config.network_options})
+    return NetworkSpec(name=name, options=options)
 
 
 def measure(network: nn.Module, dataset: Dataset) -> Generator[Progress, None, Report]:

@@ -15,8 +15,8 @@ from training.options import with_fields
 from training.progress import Progress
 
 if TYPE_CHECKING:
-    from training.train import Trained
     from training.backbone import Backbone
+    from training.train import Trained
 
 INTERRUPTED: Final = 130
 RUN_FILE: Final = "run.json"
@@ -147,8 +147,8 @@ def _publish(trained: "Trained", name: str | None, home: Path, run: Path) -> str
 
 def _backbone(network: str, weights: str) -> "Backbone":
     from models.manifest import NetworkSpec
-    from training.importing import ImportRequest, read_import
     from training.backbone import Backbone
+    from training.importing import ImportRequest, read_import
 
     imported = read_import(ImportRequest(weights=weights, network=network))
     spec: NetworkSpec = imported.manifest.network
