@@ -48,6 +48,8 @@ HEAD, ALL_LAYERS, FOLDS = "head", "all-layers", "folds"
 BEGUN = "begun.json"
 RESULT = "result.json"
 MEASURED_BATCH = 64
+SMALL_HEAD = 200_000
+"""Weights of a head."""
 CROSS_VALIDATION, OUT_OF_FOLD = "cross_validation", "out-of-fold"
 
 
@@ -256,7 +258,10 @@ class _Learning:
         ended = self.request.method == LINEAR_PROBE
         prefix = "" if ended else "head_"
         first = yield from fit(
-            head, features, self.config(prefix, augment="none"), snapshots=folder / HEAD
+            head,
+            features,
+            self.config(prefix, augment="none", **_threads_for(head)),
+            snapshots=folder / HEAD,
         )
         if ended:
             return first
@@ -506,6 +511,12 @@ def _logits(network: nn.Module, dataset: Dataset, name: str) -> Generator[Progre
 def _only(dataset: Dataset, indices: Tensor) -> Dataset:
     """Some of the training samples and nothing else."""
     return replace(dataset, parts={TRAIN: dataset.train.select(indices)})
+
+
+def _threads_for(head: nn.Module) -> dict[str, int]:
+    """One thread for a small head: sharing its steps costs more than it brings."""
+    size = sum(parameter.numel() for parameter in head.parameters())
+    return {"threads": 1} if size < SMALL_HEAD else {}
 
 
 def _nothing() -> Generator[Progress, None, None]:

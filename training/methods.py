@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field
 
-from training.config import Config, Count, Fraction, NotNegative, Positive
+from training.config import Config, Count, FinetuneConfig, Fraction, NotNegative, Positive
 
 Auto = Literal["auto"]
 Epochs = Annotated[int, Field(ge=1, le=100_000)]
@@ -269,6 +269,30 @@ class FineTuneRequest(Config):
             ConfigError: all that is wrong, each by its name.
         """
         return METHODS[self.method].of(**self.hyperparameters)
+
+
+def request_of(
+    config: FinetuneConfig, *, weights: str | None = None, validation: str = "auto"
+) -> FineTuneRequest:
+    """What the options of the command line ask for: the head alone, or all layers after it."""
+    method = FINE_TUNE if config.unfreeze_epochs else LINEAR_PROBE
+    given = config.model_dump()
+    known = METHODS[method].model_fields
+    settings = {name: value for name, value in given.items() if name in known}
+    if method == FINE_TUNE:
+        phase = ("epochs", "batch_size", "learning_rate")
+        settings |= {f"head_{name}": given[name] for name in phase}
+        settings |= {name: given[f"unfreeze_{name}"] for name in phase}
+        settings["layer_factor"] = config.unfreeze_factor
+    shared = ("dataset", "seed", "label_column", "data_root")
+    return FineTuneRequest.of(
+        base=config.backbone,
+        method=method,
+        weights=weights,
+        hyperparameters={**settings, "validation": validation},
+        compute={name: given[name] for name in Compute.model_fields if name in given},
+        **{name: given[name] for name in shared},
+    )
 
 
 def schemas() -> dict[str, dict[str, Any]]:
