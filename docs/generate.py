@@ -1,6 +1,7 @@
-"""Write what the documentation repeats from the code: the settings, the dashboard, the tree.
+"""Write what the documentation repeats from the code: settings, methods, dashboard, tree.
 
-python docs/generate.py          writes docs/settings.md, docs/grafana.json, the tree in README.md
+python docs/generate.py          writes docs/settings.md, docs/grafana.json, and parts of README.md
+                                 and docs/fine-tuning.md
 python docs/generate.py --check  exits with 1 where one of them is out of date
 """
 
@@ -37,6 +38,25 @@ def settings_page() -> str:
     return "\n".join(rows) + "\n"
 
 
+def methods() -> str:
+    """One table a method: its hyperparameters."""
+    from training.methods import METHODS
+
+    lines = []
+    for name, method in METHODS.items():
+        lines += [f"### {name}", "", "| name | default | meaning |", "| --- | --- | --- |"]
+        for field, info in method.model_fields.items():
+            lines.append(f"| `{field}` | `{info.default}` | {info.description} |")
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
+def between(path: Path, begin: str, end: str, text: str) -> str:
+    """What the file holds, with `text` between two marks."""
+    before, _, rest = path.read_text().partition(begin)
+    return f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}"
+
+
 def tree() -> str:
     """Every module with the first sentence of its docstring."""
     lines = ["```"]
@@ -60,14 +80,13 @@ def pages() -> dict[Path, str]:
     """Every file that is written here, with what it should hold."""
     from docs.grafana import dashboard
 
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    before, _, rest = text.partition(BEGIN)
-    after = rest.partition(END)[2]
+    readme, tuning = ROOT / "README.md", ROOT / "docs" / "fine-tuning.md"
+    marks = "<!-- methods: begin -->", "<!-- methods: end -->"
     return {
         ROOT / "docs" / "settings.md": settings_page(),
         ROOT / "docs" / "grafana.json": json.dumps(dashboard(), indent=1) + "\n",
-        readme: f"{before}{BEGIN}\n{tree()}\n{END}{after}",
+        readme: between(readme, BEGIN, END, tree()),
+        tuning: between(tuning, *marks, methods()),
     }
 
 

@@ -1,8 +1,9 @@
 """Transfer learning on a network of a few hundred weights, and once on a real backbone."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -12,12 +13,15 @@ from torch import Tensor, nn
 from models import networks
 from models.backbones import BackboneError
 from models.manifest import NetworkSpec
+from training.backbone import Backbone
 from training.config import FinetuneConfig, TrainConfig
 from training.datasets import Dataset, open_dataset
 from training.features import HeadUnseparable, features_of, separate_head
+from training.fine_tune import FineTuned, fine_tune
+from training.methods import request_of
 from training.progress import Progress, drive
 from training.train import Trained, measure, train
-from training.transfer import Backbone, finetune, scale_by_depth, train_but_norms
+from training.transfer import scale_by_depth, train_but_norms
 
 CPU = torch.device("cpu")
 Pairs = list[tuple[Tensor, str]]
@@ -49,8 +53,17 @@ def config(**changes: Any) -> FinetuneConfig:
     return FinetuneConfig.of(**{**plain, "validation_fraction": 0.3, **changes})
 
 
-def tuned(backbone: Backbone, run: Path | None = None, **changes: Any) -> Trained:
-    return drive(finetune(config(**changes), backbone, run=run, pairs=stripes(40, upright=False)))
+def tuning(
+    backbone: Backbone, folder: Path, settings: FinetuneConfig
+) -> Generator[Progress, None, FineTuned]:
+    request = request_of(settings, validation="split")
+    pairs = stripes(40, upright=False)
+    return fine_tune(request, folder, folder, backbone=backbone, pairs=pairs)
+
+
+def tuned(backbone: Backbone, folder: Path | None = None, **changes: Any) -> Trained:
+    with TemporaryDirectory() as other:
+        return drive(tuning(backbone, folder or Path(other), config(**changes))).trained
 
 
 def body(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -62,7 +75,7 @@ def test_a_linear_probe_learns_and_leaves_the_backbone_to_the_bit(backbone: Back
     trained = tuned(backbone)
     after = body(trained.network.state_dict())
     assert trained.report.accuracy >= 0.9
-    assert trained.method == "linear probe"
+    assert trained.method == "linear_probe"
     assert trained.parent == "stripes:1"
     for name, before in body(dict(backbone.state)).items():
         assert torch.equal(after[name], before), name
@@ -79,7 +92,7 @@ def test_the_probe_measured_on_features_is_the_network_measured_on_pictures(
 def test_all_layers_may_learn_after_the_head(backbone: Backbone) -> None:
     trained = tuned(backbone, epochs=1, unfreeze_epochs=4, augment="none")
     after = body(trained.network.state_dict())
-    assert trained.method == "fine-tune"
+    assert trained.method == "fine_tune"
     assert not torch.equal(after["body.0.weight"], backbone.state["body.0.weight"])
     running = "body.1.running_mean"
     assert torch.equal(after[running], backbone.state[running])
@@ -89,13 +102,12 @@ def test_all_layers_are_given_up_where_the_head_alone_was_better(backbone: Backb
     # A decay that takes all weights away in every step, once all layers learn at this rate.
     decay = {"optimizer": "sgd", "weight_decay": 1.0, "unfreeze_learning_rate": 1.0}
     trained = tuned(backbone, unfreeze_epochs=3, unfreeze_factor=1.0, **decay)
-    assert trained.method == "linear probe"
     whole = drive(measure(trained.network, trained.dataset))
     assert whole.accuracy == trained.report.accuracy == trained.fitted.best.validation_accuracy
 
 
-def test_steps_and_epochs_count_on_over_both_phases(backbone: Backbone) -> None:
-    loop = finetune(config(epochs=2, unfreeze_epochs=2), backbone, pairs=stripes(40, upright=False))
+def test_steps_and_epochs_count_on_over_both_phases(backbone: Backbone, tmp_path: Path) -> None:
+    loop = tuning(backbone, tmp_path, config(epochs=2, unfreeze_epochs=2))
     ends = [(p.epoch, p.num_epochs, p.step) for p in loop if p.phase == "epoch"]
     assert [epoch for epoch, _, _ in ends] == [1, 2, 3, 4]
     assert [step for *_, step in ends] == sorted(step for *_, step in ends)
@@ -114,9 +126,8 @@ def test_a_stopped_fine_tuning_ends_with_the_bits_of_one_never_stopped(
 ) -> None:
     changes: dict[str, Any] = {"epochs": 4, "unfreeze_epochs": 2, "report_every": 1}
     whole = tuned(backbone, **changes).network.state_dict()
-    settings, pairs = config(**changes), stripes(40, upright=False)
-    closed_after(finetune(settings, backbone, run=tmp_path, pairs=pairs), phase, number)
-    resumed = tuned(backbone, run=tmp_path, **changes).network.state_dict()
+    closed_after(tuning(backbone, tmp_path, config(**changes)), phase, number)
+    resumed = tuned(backbone, tmp_path, **changes).network.state_dict()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
@@ -221,7 +232,8 @@ def test_ants_and_bees_are_told_apart_on_a_real_backbone(real_data: Path, tmp_pa
         weights.name,
     )
     settings = FinetuneConfig.of(dataset=str(real_data / "hymenoptera"), epochs=30)
-    trained = drive(finetune(settings, mobilenet, cache=tmp_path))
+    request = request_of(settings)
+    trained = drive(fine_tune(request, tmp_path, tmp_path / "run", backbone=mobilenet)).trained
     assert trained.dataset.notes == (
         "train/ants/imageNotFound.gif: skipped; JPEG, PNG and WebP are read",
     )

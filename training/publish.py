@@ -43,7 +43,8 @@ def manifest_of(trained: Trained, run: str | None = None) -> Manifest:
     dataset, best = trained.dataset, trained.fitted.best
     metrics: dict[str, Any] = {
         **trained.report.figures(),
-        "measured_on": dataset.measured_on,
+        "accuracy_interval": list(trained.report.accuracy_interval),
+        "measured_on": trained.measured_on or dataset.measured_on,
         "best_epoch": best.epoch,
         "best_step": best.step,
         "training_seconds": round(trained.fitted.seconds, 3),

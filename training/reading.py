@@ -65,9 +65,12 @@ class Reading:
                 done += len(piece.digests) + len(piece.faults)
                 yield Progress("read", done, self._num_samples)
             self._digests[name] = digests
+            whole = tuple(digests) if len(digests) == len(part) else ()
+            samples = part.samples
             if buffer is not None:
                 names = [part.samples.name(index) for index in range(len(part))]
-                self.parts[name] = Part(InMemory(buffer, names, digests), part.targets)
+                samples = InMemory(buffer, names, whole)
+            self.parts[name] = Part(samples, part.targets, whole)
         self._check_memory()
         if self._faults:
             raise DatasetFaults(self._source, self._faults)

@@ -38,3 +38,21 @@ def _held_of_class(members: Tensor, fraction: float, seed: int, purpose: str, la
         len(members), generator=generator(seed, f"split {purpose}", sample=label)
     )
     return members[shuffled[:count]]
+
+
+def fold_of_each(targets: Tensor, num_folds: int, seed: int) -> Tensor:
+    """Which fold holds each sample out: int64 `[N]`, every class spread evenly over the folds.
+
+    Args:
+        targets: int64 `[N]`.
+        num_folds: at least 2.
+        seed: decides which.
+    """
+    folds, dealt = torch.empty_like(targets), 0
+    for label in sorted(set(targets.tolist())):
+        members = torch.nonzero(targets == label).flatten()
+        draws = generator(seed, "folds", sample=label)
+        shuffled = members[torch.randperm(len(members), generator=draws)]
+        folds[shuffled] = (torch.arange(len(members)) + dealt) % num_folds
+        dealt += len(members)  # so that what is left over does not always go to the first folds
+    return folds

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from models import networks
 from models.manifest import NetworkSpec
 from models.preprocessing import Preprocessing
-from training.config import DataConfig, TrainConfig
+from training.config import Config, TrainConfig
 from training.datasets import Dataset, open_dataset
 from training.evaluate import evaluate
 from training.feed import in_batches
@@ -41,18 +41,20 @@ class Trained:
         config: with which settings.
         fitted: how the training went.
         report: measured on the dataset's part `measured_on`, on the CPU in fp32.
-        method: `train`, `linear probe` or `fine-tune`.
+        method: `train`, `linear_probe`, `fine_tune` or `from_scratch`.
         parent: the weights it began with, if not fresh ones.
+        measured_on: what the report is of, where that is no part of the dataset.
     """
 
     spec: NetworkSpec
     network: nn.Module
     dataset: Dataset
-    config: DataConfig
+    config: Config
     fitted: FitResult
     report: Report
     method: str = "train"
     parent: str | None = None
+    measured_on: str | None = None
 
 
 def train(
@@ -84,23 +86,25 @@ def network_spec(config: TrainConfig, dataset: Dataset) -> NetworkSpec:
     Raises:
         NetworkUnfit: it takes pictures and the dataset holds none.
     """
-    shape, takes_pictures = (
-        dataset.preprocessing.input_shape,
-        dataset.preprocessing.accepts_pictures,
-    )
-    name = config.network
+    spec = spec_of(config.network, dataset.preprocessing, len(dataset.classes), dataset.name)
+    return NetworkSpec(name=spec.name, options={**spec.options, **config.network_options})
+
+
+def spec_of(name: str, preprocessing: Preprocessing, num_classes: int, dataset: str) -> NetworkSpec:
+    """The network `name` for such inputs and so many classes; raises as `network_spec`."""
+    shape, takes_pictures = preprocessing.input_shape, preprocessing.accepts_pictures
     if name == "auto":
         name = "cnn" if takes_pictures else "mlp"
-    options: dict[str, Any] = {"num_classes": len(dataset.classes)}
+    options: dict[str, Any] = {"num_classes": num_classes}
     if name == "mlp":
         options["inputs"] = torch.Size(shape).numel()
     elif name == "cnn":
         if not takes_pictures:
-            raise NetworkUnfit(f"cnn takes pictures and {dataset.name} holds numbers; take mlp")
+            raise NetworkUnfit(f"cnn takes pictures and {dataset} holds numbers; take mlp")
         options |= {"channels": shape[0], "size": shape[-1]}
     elif name.startswith("torchvision/") and shape[0] != 3:
         options["channels"] = shape[0]
-    return NetworkSpec(name=name, options={**options, **config.network_options})
+    return NetworkSpec(name=name, options=options)
 
 
 def measure(network: nn.Module, dataset: Dataset) -> Generator[Progress, None, Report]:

@@ -2,7 +2,7 @@
 
 import json
 import uuid
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -15,10 +15,12 @@ from training.options import with_fields
 from training.progress import Progress
 
 if TYPE_CHECKING:
+    from training.fine_tune import FineTuned
     from training.train import Trained
-    from training.transfer import Backbone
 
 INTERRUPTED: Final = 130
+SPLITTING: Final = frozenset({"validation_fraction", "test_fraction"})
+"""Options that ask for parts held out instead of a cross-validation."""
 RUN_FILE: Final = "run.json"
 """In a run's folder: what it needs to be gone on with."""
 
@@ -84,19 +86,23 @@ def finetune(
 
     With --unfreeze-epochs the layers below learn too, at smaller rates the lower they are.
     """
-    from training.transfer import finetune as run_finetuning
+    from training.fine_tune import fine_tune
+    from training.methods import request_of
 
     if resume is not None:
         name, settings = _read_run(resume, "finetune")
-        weights = settings.pop("weights")
+        weights, validation = settings.pop("weights"), settings.pop("validation")
         config = FinetuneConfig.of(**settings)
     else:
         config = FinetuneConfig.of(**given, **({"dataset": data} if data else {}))
-    dumped = {**config.model_dump(mode="json"), "weights": weights}
+        validation = "split" if given.keys() & SPLITTING else "auto"
+    dumped = {**config.model_dump(mode="json"), "weights": weights, "validation": validation}
     run = resume or _new_run(home, "finetune", name, dumped)
-    backbone = _backbone(config.backbone, weights)
-    loop = run_finetuning(config, backbone, run=run, cache=home / "features")
-    _carry_out(loop, run, name, home, as_json)
+    is_network = config.backbone.startswith("torchvision/") or ":" in config.backbone
+    named = weights if weights != "torchvision" or is_network else None
+    request = request_of(config, weights=named, validation=validation)
+    said: list[str] = []
+    _carry_out(_told(fine_tune(request, home, run), said), run, name, home, as_json, said)
 
 
 def train_command() -> Any:
@@ -115,6 +121,7 @@ def _carry_out(
     name: str | None,
     home: Path,
     as_json: bool,
+    said: Sequence[str] = (),
 ) -> None:
     from training.console import follow
     from training.events import EVENTS, recorded
@@ -131,11 +138,23 @@ def _carry_out(
         typer.echo(json.dumps({"version": version, "run": str(run), "metrics": figures}))
         return
     best = trained.fitted.best
-    typer.echo(f"{trained.dataset.measured_on} accuracy  {trained.report.accuracy:.2%}")
+    measured_on = trained.measured_on or trained.dataset.measured_on
+    typer.echo(f"{measured_on} accuracy  {trained.report.accuracy:.2%}")
+    for sentence in said:
+        typer.echo(sentence)
     typer.echo(f"best weights   of epoch {best.epoch}, step {best.step}")
     typer.echo(f"training took  {trained.fitted.seconds:.1f} s")
     typer.echo(f"published      {version}" if version else "not published: --name was not given")
     typer.echo(f"curves         tensorboard --logdir {run / EVENTS}")
+
+
+def _told(
+    loop: "Generator[Progress, None, FineTuned]", said: list[str]
+) -> "Generator[Progress, None, Trained]":
+    """The same loop, which ends with the network; how it was measured is put into `said`."""
+    done = yield from loop
+    said += [done.validation, *done.notes]
+    return done.trained
 
 
 def _publish(trained: "Trained", name: str | None, home: Path, run: Path) -> str | None:
@@ -145,18 +164,6 @@ def _publish(trained: "Trained", name: str | None, home: Path, run: Path) -> str
     from training.publish import publish
 
     return str(publish(trained, ModelStore(home / "models"), name, run=run.name))
-
-
-def _backbone(network: str, weights: str) -> "Backbone":
-    from models.manifest import NetworkSpec
-    from training.importing import ImportRequest, read_import
-    from training.transfer import Backbone
-
-    imported = read_import(ImportRequest(weights=weights, network=network))
-    spec: NetworkSpec = imported.manifest.network
-    parent = Path(weights).name if weights != "torchvision" else network
-    state = imported.network.state_dict()
-    return Backbone(spec, state, imported.manifest.preprocessing, parent)
 
 
 def _new_run(home: Path, command: str, name: str | None, settings: Mapping[str, Any]) -> Path:
