@@ -6,6 +6,10 @@
     │   ├── MediaTypeRefused    415  a content type or encoding that is not read here
     │   └── BodyTooLarge        413  more bytes or elements than the limit
     ├── NotFound                404  no such thing
+    │   └── JobUnknown
+    ├── Conflict                409  not as things stand
+    │   ├── JobConflict              the job's state does not allow it
+    │   └── IdempotencyKeyReused     the same key came with another request
     ├── Overloaded              429  a bound is reached; `retry_after_s` says when to come back
     │   └── QueueFull                too many inputs wait for this model
     ├── DeadlineExceeded        504  the request's time was up before its answer
@@ -13,7 +17,8 @@
     ├── Unavailable             503  not now: starting, draining, a version that cannot be loaded
     │   ├── Draining
     │   ├── LoadFailed
-    │   └── DeviceLost
+    │   ├── DeviceLost
+    │   └── DatabaseUnavailable      the job database is locked, gone or full
     └── ForwardFailed           500  the network itself raised
 
 Errors of `models` and `training` keep their own names; the table knows them. `/v1` answers
@@ -69,6 +74,22 @@ class NotFound(ServiceError):
     """No such thing."""
 
 
+class JobUnknown(NotFound):
+    """No job has this id."""
+
+
+class Conflict(ServiceError):
+    """Not as things stand."""
+
+
+class JobConflict(Conflict):
+    """The job's state does not allow it."""
+
+
+class IdempotencyKeyReused(Conflict):
+    """The same `Idempotency-Key` came with another request."""
+
+
 class Overloaded(ServiceError):
     """A bound is reached."""
 
@@ -105,6 +126,10 @@ class DeviceLost(Unavailable):
     """The device answers no more; the process ends so that its supervisor starts another."""
 
 
+class DatabaseUnavailable(Unavailable):
+    """The job database is locked, gone or full."""
+
+
 class ForwardFailed(ServiceError):
     """The network itself raised."""
 
@@ -128,6 +153,7 @@ STATUS: Mapping[type[Exception], int] = {
     MediaTypeRefused: 415,
     BodyTooLarge: 413,
     NotFound: 404,
+    Conflict: 409,
     Overloaded: 429,
     DeadlineExceeded: 504,
     Unavailable: 503,
