@@ -89,7 +89,7 @@ def test_the_same_key_gives_the_same_job(store: JobStore) -> None:
     assert store.find("local", "k") == first
     assert store.create(new(idempotency_key="k", by="bob")).id != first.id
     assert store.create(new()).id != store.create(new()).id
-    assert len(store.newest(TUNE)[0]) == 4
+    assert len(store.list(TUNE)[0]) == 4
 
 
 def test_the_same_key_with_another_request_is_refused(store: JobStore) -> None:
@@ -289,9 +289,9 @@ def test_a_server_that_stops_is_not_held_against_a_job(store: JobStore) -> None:
 def test_lists_are_pages_from_the_newest(store: JobStore) -> None:
     made = [store.create(new()).id for _ in range(5)]
     store.create(new(kind=Kind.EVALUATION))
-    page, has_more = store.newest(TUNE, limit=3)
+    page, has_more = store.list(TUNE, limit=3)
     assert ([job.id for job in page], has_more) == (made[:1:-1], True)
-    page, has_more = store.newest(TUNE, after=page[-1].id, limit=3)
+    page, has_more = store.list(TUNE, after=page[-1].id, limit=3)
     assert ([job.id for job in page], has_more) == (made[1::-1], False)
 
 
@@ -339,7 +339,7 @@ def test_two_processes_that_claim_at_once_get_each_job_once(store: JobStore, url
 def test_what_raises_within_a_transaction_leaves_nothing(store: JobStore) -> None:
     with pytest.raises(TypeError, match="not JSON serializable"):
         store.create(new(options={"path": Path()}))
-    assert store.newest(TUNE) == ([], False)
+    assert store.list(TUNE) == ([], False)
 
 
 def test_looking_costs_the_same_among_ten_thousand_jobs(store: JobStore) -> None:
@@ -348,7 +348,7 @@ def test_looking_costs_the_same_among_ten_thousand_jobs(store: JobStore) -> None
         for _ in range(20):
             job = store.create(new())
             store.get(job.id)
-            store.newest(TUNE)
+            store.list(TUNE)
             store.cancel(job.id)
         return time.process_time() - began
 
@@ -379,7 +379,7 @@ def test_no_query_walks_the_table(tmp_path: Path) -> None:
     )
     job = store.create(new(idempotency_key="k"))
     store.place(job)
-    store.newest(TUNE, after=job.id)
+    store.list(TUNE, after=job.id)
     store.newest_events(job.id)
     store.events(job.id)
     store.find("local", "k")
@@ -396,7 +396,7 @@ def test_a_locked_database_is_told_and_comes_back(tmp_path: Path, monkeypatch: A
     store.create(new())
     with other.database.write(), pytest.raises(DatabaseUnavailable, match="database is locked"):
         store.create(new())
-    assert len(store.newest(TUNE)[0]) == 1
+    assert len(store.list(TUNE)[0]) == 1
     store.create(new())
 
 
@@ -406,7 +406,7 @@ def test_a_database_of_a_newer_program_is_refused(tmp_path: Path) -> None:
     with database.write() as connection:
         connection.exec_driver_sql("UPDATE schema SET version = 99")
     with pytest.raises(DatabaseUnavailable, match="version 99"):
-        JobStore(Database(url)).newest(TUNE)
+        JobStore(Database(url)).list(TUNE)
 
 
 @pytest.mark.parametrize(
@@ -419,4 +419,4 @@ def test_a_database_of_a_newer_program_is_refused(tmp_path: Path) -> None:
 )
 def test_a_database_that_is_not_there_is_told(url: str, sentence: str) -> None:
     with pytest.raises(DatabaseUnavailable, match=sentence):
-        JobStore(Database(url)).newest(TUNE)
+        JobStore(Database(url)).list(TUNE)

@@ -104,7 +104,7 @@ class JobStore:
         with self.database.read() as connection:
             return _one(connection, job_id)
 
-    def newest(
+    def list(
         self, kind: Kind, *, after: str | None = None, limit: int = 20
     ) -> tuple[list[Job], bool]:
         """Jobs of a kind, newest first, and whether there are more.
@@ -147,7 +147,9 @@ class JobStore:
         with self.database.read() as connection:
             return connection.execute(_oldest_queued(kinds)).scalar() is not None
 
-    def events(self, job_id: str, *, after: int = 0, limit: int = 100) -> tuple[list[Event], bool]:
+    def events(
+        self, job_id: str, *, after: int = 0, limit: int = 100
+    ) -> tuple[Sequence[Event], bool]:
         """Events in order, from behind the sequence number `after`, and whether there are more.
 
         Raises:
@@ -158,7 +160,7 @@ class JobStore:
 
     def newest_events(
         self, job_id: str, *, before: int | None = None, limit: int = 20
-    ) -> tuple[list[Event], bool]:
+    ) -> tuple[Sequence[Event], bool]:
         """Events, newest first, older than the sequence number `before`; and if there are more.
 
         Raises:
@@ -182,6 +184,20 @@ class JobStore:
                 return job
             _refuse_if_settled(job, "cancelled")
             return self._move(connection, job, State.CANCELLED, f"cancelled by {by}")
+
+    def delete(self, job_id: str) -> None:
+        """Remove a job that has ended, with its events.
+
+        Raises:
+            JobUnknown: there is no such job.
+            JobConflict: it has not ended.
+        """
+        with self.database.write() as connection:
+            job = _locked(connection, job_id)
+            if not job.is_final:
+                raise JobConflict(f"job {job_id} is {job.state}; cancel it first")
+            connection.execute(sql.delete(EVENTS).where(EVENTS.c.job == job.number))
+            connection.execute(sql.delete(JOBS).where(JOBS.c.number == job.number))
 
     def pause(self, job_id: str, *, by: str = "local") -> Job:
         """Let a job wait until it is resumed: at once, or once its worker has written a snapshot.
@@ -460,7 +476,7 @@ class JobStore:
         )
         connection.execute(insert)
 
-    def _events(self, job_id: str, query: Select[Any], limit: int) -> tuple[list[Event], bool]:
+    def _events(self, job_id: str, query: Select[Any], limit: int) -> tuple[Sequence[Event], bool]:
         with self.database.read() as connection:
             number = _one(connection, job_id).number
             rows = connection.execute(query.where(EVENTS.c.job == number).limit(limit + 1))
