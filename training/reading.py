@@ -65,8 +65,9 @@ class Reading:
                 done += len(piece.digests) + len(piece.faults)
                 yield Progress("read", done, self._num_samples)
             self._digests[name] = digests
-            if buffer is not None:
-                self.parts[name] = Part(InMemory(buffer), part.targets)
+            samples = part.samples if buffer is None else InMemory(buffer)
+            whole = tuple(digests) if len(digests) == len(part) else ()
+            self.parts[name] = Part(samples, part.targets, whole)
         self._check_memory()
         if self._faults:
             raise DatasetFaults(self._source, self._faults)

@@ -15,17 +15,25 @@ TRAIN, VALIDATION, TEST = "train", "validation", "test"
 
 @dataclass(frozen=True)
 class Part:
-    """Samples with their targets, int64 `[N]`: positions in the dataset's list of classes."""
+    """Samples with their targets.
+
+    Attributes:
+        samples: inputs by index.
+        targets: int64 `[N]`: positions in the dataset's list of classes.
+        digests: the sha256 of what each sample was read from, once all were read.
+    """
 
     samples: Samples
     targets: Tensor
+    digests: tuple[bytes, ...] = ()
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def select(self, indices: Tensor) -> "Part":
         """Some of the samples, in the order of `indices`."""
-        return Part(self.samples.select(indices), self.targets[indices])
+        digests = tuple(self.digests[index] for index in indices.tolist()) if self.digests else ()
+        return Part(self.samples.select(indices), self.targets[indices], digests)
 
 
 @dataclass(frozen=True)
