@@ -38,6 +38,7 @@ from app.engine.predictor import Predictor
 from app.http.access import AccessLog
 from app.http.origin import OriginGuard, OriginPolicy
 from app.http.server import is_loopback
+from app.jobs.worker import open_runner, open_store
 from app.metrics import BATCH_BUCKETS, Histogram, Metrics, ModelFigures
 from app.settings import Settings
 from models.device import choose_device, thread_count
@@ -90,6 +91,8 @@ def create_app(
         open_without_keys=settings.no_auth or is_loopback(settings.host),
     )
     engine = build_engine(settings, on_broken)
+    jobs = open_store(settings)
+    runner = open_runner(settings, jobs)
     explainer = Explainer(settings.max_explanations)
     metrics = Metrics(
         figures=lambda: _figures(engine.live),
@@ -105,13 +108,17 @@ def create_app(
         engine.decoder.warm_up()
         await engine.live.start()
         keys.start()
+        if settings.jobs:
+            runner.start()
         yield
+        await runner.stop()
         await keys.stop()
         await engine.live.stop()
         explainer.close()
         await engine.batcher.stop(settings.drain_s)
         engine.decoder.close()
         await asyncio.to_thread(engine.compiler.close)
+        await asyncio.to_thread(jobs.database.close)
 
     app = HotApplication(
         title="PyTorchLib",
@@ -123,6 +130,7 @@ def create_app(
     app.state.engine = engine
     app.state.metrics = metrics
     app.state.gate = gate
+    app.state.jobs, app.state.runner = jobs, runner
     # First in the list: every request walks it from the start.
     hot, plain = _plain_routes(settings, engine.live, gate, not_ready)
     app.router.routes[:0] = [*hot, *plain]
