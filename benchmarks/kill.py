@@ -229,7 +229,9 @@ async def stop_worker(home: Home, name: str, expected: str) -> dict[str, Any]:
         first.send_signal(signal.SIGSTOP)
         second = home.process("worker")
         await asyncio.sleep(3.2 * LEASE_S)
-        taken = home.store.get(job.id)
+        deadline = time.monotonic() + PATIENCE_S
+        while (taken := home.store.get(job.id)).attempt < 2 and time.monotonic() < deadline:
+            await asyncio.sleep(0.1)
         first.send_signal(signal.SIGCONT)
         job = await settled(home, job)
         await asyncio.sleep(LEASE_S)

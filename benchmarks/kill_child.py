@@ -23,9 +23,9 @@ def main() -> None:
     wanted, counter = int(sys.argv[1]), itertools.count(1)
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
-        if event in STEPS and any(_is_of_snapshots(one) for one in arguments):
-            if next(counter) == wanted:
-                os.kill(os.getpid(), signal.SIGKILL)
+        counts = event in STEPS and any(_is_of_snapshots(one) for one in arguments)
+        if counts and next(counter) == wanted:
+            os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(watch)
     work.main()

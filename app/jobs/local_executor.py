@@ -88,9 +88,8 @@ class Child:
     async def ended(self) -> int:
         """Wait for its end; the exit status, negative for a signal."""
         status = await self._process.wait()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.shield(self._errors), 1)
-        self._errors.cancel()
+        # A child of the child may hold the pipe open; its words are not waited for.
+        await asyncio.wait({self._errors}, timeout=1)
         return status
 
     async def kill(self) -> None:
@@ -102,7 +101,7 @@ class Child:
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.ended(), ENDING_S)
+            await asyncio.wait_for(self._process.wait(), ENDING_S)
 
     def memory_bytes(self) -> int:
         """Memory that it and its own children hold; 0 once it is gone."""

@@ -240,14 +240,21 @@ class Attempt:
         """Keep the lease while the database answers; pass on what is asked of the job."""
         interval_s = self._store.lease_s / BEATS_PER_LEASE
         while True:
-            await self._beat_once(child)
+            try:
+                await self._beat_once(child)
+            except Exception:
+                # Without beats the lease would run out under a child that goes on.
+                log.exception("job %s has lost its heartbeat", self._job.id)
+                await child.kill()
+                return
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._nudged.wait(), interval_s)
             self._nudged.clear()
 
     async def _beat_once(self, child: Child) -> None:
-        self._too_much = self._memory.reason(await asyncio.to_thread(child.memory_bytes))
-        if self._too_much:
+        too_much = self._memory.reason(await asyncio.to_thread(child.memory_bytes))
+        if too_much:
+            self._too_much = too_much
             await child.kill()
             return
         asked = await self._write(self._pulse)
