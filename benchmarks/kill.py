@@ -105,6 +105,13 @@ class Home:
             faults.append("it did not succeed once")
         return faults
 
+    def claimed_after(self, job_id: str, moment: float) -> float | None:
+        """Seconds from `moment` until a worker took the job again; a server's start is in it."""
+        for event in self.store.events(job_id, limit=10_000)[0]:
+            if event.time > moment and event.data.get("state") == "running":
+                return round(event.time - moment, 2)
+        return None
+
     def goes_on_after(self, job_id: str, moment: float) -> float | None:
         """Seconds from `moment` until training was seen to go on; None if it never did."""
         is_again = False
@@ -214,6 +221,7 @@ async def kill_server(home: Home, name: str, expected: str, after_s: float) -> d
         "trial": "server",
         "after_s": round(after_s, 2),
         "attempts": [job.attempt for job in ended],
+        "claimed_s": home.claimed_after(first.id, moment),
         "goes_on_s": home.goes_on_after(first.id, moment),
         "faults": [fault for job in ended for fault in home.faults(job, expected)],
     }
