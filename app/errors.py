@@ -8,7 +8,10 @@
     ├── KeyRefused              401  no key, or none that opens anything
     ├── ScopeMissing            403  the key may not do this
     ├── NotFound                404  no such thing
-    ├── Conflict                409  something else stands in its way
+    │   └── JobUnknown
+    ├── Conflict                409  not as things stand
+    │   ├── JobConflict              the job's state does not allow it
+    │   └── IdempotencyKeyReused     the same key came with another request
     ├── Overloaded              429  a bound is reached; `retry_after_s` says when to come back
     │   ├── QueueFull                too many inputs wait for this model
     │   └── TooManyBadKeys           this address sent bad keys, and must wait
@@ -18,7 +21,8 @@
     ├── Unavailable             503  not now: starting, draining, a version that cannot be loaded
     │   ├── Draining
     │   ├── LoadFailed
-    │   └── DeviceLost
+    │   ├── DeviceLost
+    │   └── DatabaseUnavailable      the job database is locked, gone or full
     ├── DiskFull                507  there is no room on disk
     └── ForwardFailed           500  the network itself raised
 
@@ -93,8 +97,20 @@ class NotFound(ServiceError):
     """No such thing."""
 
 
+class JobUnknown(NotFound):
+    """No job has this id."""
+
+
 class Conflict(ServiceError):
-    """Something else stands in its way."""
+    """Not as things stand."""
+
+
+class JobConflict(Conflict):
+    """The job's state does not allow it."""
+
+
+class IdempotencyKeyReused(Conflict):
+    """The same `Idempotency-Key` came with another request."""
 
 
 class DiskFull(ServiceError):
@@ -147,6 +163,10 @@ class LoadFailed(Unavailable):
 
 class DeviceLost(Unavailable):
     """The device answers no more; the process ends so that its supervisor starts another."""
+
+
+class DatabaseUnavailable(Unavailable):
+    """The job database is locked, gone or full."""
 
 
 class ForwardFailed(ServiceError):

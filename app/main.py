@@ -41,6 +41,7 @@ from app.engine.predictor import Predictor
 from app.http.access import AccessLog
 from app.http.origin import OriginGuard, OriginPolicy
 from app.http.server import is_loopback
+from app.jobs.worker import open_runner, open_store
 from app.metrics import BATCH_BUCKETS, Histogram, Metrics, ModelFigures
 from app.settings import Settings
 from app.tracing import tracing_of
@@ -98,6 +99,8 @@ def create_app(
     )
     tracing = tracing_of(settings)
     engine = build_engine(settings, on_broken)
+    jobs = open_store(settings)
+    runner = open_runner(settings, jobs)
     explainer = Explainer(settings.max_explanations)
     intake = Intake(settings.datasets_folder, engine.store, _intake_options(settings))
     metrics = Metrics(
@@ -118,7 +121,10 @@ def create_app(
         # for a tenth of a second, again and again.
         gc.collect()
         gc.freeze()
+        if settings.jobs:
+            runner.start()
         yield
+        await runner.stop()
         await keys.stop()
         await engine.live.stop()
         explainer.close()
@@ -128,6 +134,7 @@ def create_app(
         await asyncio.to_thread(engine.compiler.close)
         if tracing is not None:
             await asyncio.to_thread(tracing.close)
+        await asyncio.to_thread(jobs.database.close)
 
     app = HotApplication(
         title="PyTorchLib",
@@ -139,6 +146,7 @@ def create_app(
     app.state.engine = engine
     app.state.metrics = metrics
     app.state.gate = gate
+    app.state.jobs, app.state.runner = jobs, runner
     # First in the list: every request walks it from the start.
     hot, plain = _plain_routes(settings, engine.live, gate, not_ready)
     app.router.routes[:0] = [*hot, *plain]

@@ -103,6 +103,27 @@ class Settings(BaseSettings):
     watch_interval_s: float = Field(
         1.0, gt=0, description="How often the store is looked at for what other processes changed."
     )
+    database_url: SecretStr | None = Field(
+        None,
+        description="Database of jobs, such as postgresql://USER@HOST/NAME; a file in home if "
+        "not given.",
+    )
+    jobs: bool = Field(
+        True, description="Whether this process runs jobs; without, `pytorchlib worker` does."
+    )
+    job_slots: int = Field(1, ge=1, le=64, description="Jobs that run at once in this process.")
+    job_threads: int = Field(
+        0, ge=0, le=1024, description="Threads of one job; 0 takes what the cgroup allows."
+    )
+    job_memory_mb: int = Field(
+        0, ge=0, description="MiB that one job may hold; 0 watches the container's limit alone."
+    )
+    job_grace_s: float = Field(
+        20.0, gt=0, description="How long a job may take to write its snapshot when it must end."
+    )
+    lease_s: float = Field(
+        15.0, ge=1, le=3600, description="A worker that is silent for so long is believed dead."
+    )
     drain_s: float = Field(
         5.0, ge=0, description="How long after SIGTERM new requests are still served."
     )

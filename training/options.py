@@ -53,6 +53,8 @@ def _option(name: str, field: FieldInfo, flag: str, variable: str) -> inspect.Pa
     shown = "none" if default in ("", None) else default
     choices = f" One of {', '.join(get_args(field.annotation))}." if _is_choice(field) else ""
     text = f"{field.description}{choices} \\[{variable}default {shown}]"
+    if field.default is True:
+        flag = f"{flag}/--no-{flag[2:]}"
     return inspect.Parameter(
         name,
         inspect.Parameter.KEYWORD_ONLY,
