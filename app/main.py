@@ -178,7 +178,10 @@ def _policy(settings: Settings) -> OriginPolicy:
         allowed_hosts=settings.allowed_hosts,
         allowed_origins=settings.allowed_origins,
         max_body_bytes=settings.max_body_bytes,
-        max_body_bytes_by_prefix={"/v1/datasets": settings.max_dataset_bytes},
+        max_body_bytes_by_prefix={
+            "/v1/datasets": settings.max_dataset_bytes,  # streamed to disk
+            "/v1/datasets/": settings.max_body_bytes,  # JSON that is held in memory
+        },
     )
 
 
@@ -186,7 +189,12 @@ def _intake_options(settings: Settings) -> DatasetOptions:
     limits = PictureLimits(
         settings.max_picture_bytes, settings.max_picture_pixels, settings.max_picture_side
     )
-    return DatasetOptions(settings.max_dataset_bytes, max_checks=2, picture=limits)
+    return DatasetOptions(
+        settings.max_dataset_bytes,
+        max_checks=2,
+        picture=limits,
+        check_timeout_s=settings.dataset_check_timeout_s,
+    )
 
 
 def build_engine(

@@ -68,6 +68,9 @@ class Settings(BaseSettings):
     max_dataset_bytes: int = Field(
         2048 * MEBIBYTE, ge=1024, description="Largest file of a dataset that may be sent."
     )
+    dataset_check_timeout_s: float = Field(
+        600.0, gt=0, description="How long the check of one dataset may take."
+    )
     max_picture_bytes: int = Field(10 * MEBIBYTE, ge=64, description="Largest encoded picture.")
     max_picture_pixels: int = Field(
         25_000_000, ge=64, description="Most pixels of one decoded picture."

@@ -3,6 +3,7 @@
 import base64
 import csv
 import io
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,11 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
+from app.main import create_app
+from app.settings import Settings
 from training.config import DataConfig
-from training.dataset_store import DatasetStore
+from training.dataset_manifest import SampleRecord
+from training.dataset_store import DatasetStore, fingerprint_of
 from training.datasets import open_dataset
 from training.progress import drive
 
@@ -323,3 +327,177 @@ def test_ants_and_bees(client: TestClient, real_data: Path) -> None:
     assert document["num_samples"] == 397
     assert kinds(document)["skipped"]["files"] == ["hymenoptera/train/ants/imageNotFound.gif"]
     assert document["report"]["usable"]
+
+
+def arrays(name: str, x: np.ndarray, y: np.ndarray | None = None) -> tuple[str, bytes]:
+    return f"{name}.npz", npz(x=x, y=np.arange(len(x)) % 2 if y is None else y)
+
+
+def header(shape: str, descr: str = "'<f4'") -> bytes:
+    text = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+
+
+ODD_NUMBERS = {
+    "long doubles": arrays("a", np.zeros((4, 2), np.longdouble)),
+    "complex": arrays("a", np.zeros((4, 2), np.complex64)),
+    "half a surrogate": arrays("a", np.zeros((2, 2)), np.array(["\ud800", "b"])),
+    "an endless label": arrays("a", np.zeros((2, 2)), np.array(["a" * 9999, "b"])),
+    "a terminal's label": ("a.csv", b"a,b\n1,\x1b[2J\n2,x\n"),
+    "labels short": arrays("a", np.zeros((4, 2)), np.zeros(3, int)),
+    "a shape of truth": ("a.npz", zipped({"x.npy": header("(4, True)") + b"\0" * 16})),
+    "a type of types": ("a.npz", zipped({"x.npy": header("(4,)", "[('a', '<f4')]") + b"\0" * 16})),
+    "a path too long": ("a.csv", b"a,b\n" + b"x" * 5000 + b",1\n" + b"y" * 5000 + b",2\n"),
+    "beyond 32 bits": ("a.csv", b"a,b\n1e39,x\n2,y\n"),
+    "infinite": ("a.csv", b"a,b\n1e999,x\n2,y\n"),
+    "Python's number": ("a.csv", b"a,b\n1_000,x\n2,y\n"),
+    "a field of ten megabytes": ("a.csv", b"a,b\n1," + b"x" * 10_000_000 + b"\n"),
+    "an open quote": ("a.csv", b'a,b\n"1,x\n2,y\n'),
+}
+
+
+@pytest.mark.parametrize("case", ODD_NUMBERS)
+def test_odd_numbers_are_the_sender_s_fault(client: TestClient, store: Any, case: str) -> None:
+    answer = client.post(URL, files={"file": ODD_NUMBERS[case]})
+    assert answer.status_code == 422, answer.text
+    assert str(store.folder.parent) not in answer.text
+    assert ".staging" not in answer.text
+
+
+def test_parts_of_an_npz_must_be_alike(client: TestClient) -> None:
+    one, other = np.zeros((4, 2)), np.ones((4, 3))
+    y = np.arange(4) % 2
+    body = npz(x_train=one, y_train=y, x_test=other, y_test=y)
+    answer = client.post(URL, files={"file": ("a.npz", body)})
+    assert "the parts differ" in answer.json()["error"]["message"]
+
+
+def test_a_table_of_words_takes_no_memory_for_its_faults(client: TestClient) -> None:
+    text = b"a,b,c\n" + b"x,y,z\n" * 200_000
+    started = time.monotonic()
+    answer = client.post(URL, content=text, headers={"content-type": "text/csv"})
+    assert answer.status_code == 422
+    assert len(answer.content) < 20_000
+    assert time.monotonic() - started < 20
+
+
+def test_a_csv_cannot_ask_which_files_there_are(client: TestClient) -> None:
+    """A first line is names or numbers by what it says, not by what lies on this disk."""
+    answers = []
+    for path in ("/etc/passwd", "/etc/no-such-file"):
+        text = f"{path},kind\n1,x\n2,y\n".encode()
+        answer = client.post(URL, content=text, headers={"content-type": "text/csv"})
+        answers.append((answer.json()["num_samples"], answer.json()["classes"]))
+    assert answers[0] == answers[1]
+
+
+def test_deleting_from_a_store_that_is_not_there(client: TestClient) -> None:
+    assert client.delete(f"{URL}/dset-{'0' * 24}").status_code == 404
+
+
+def test_numbers_keep_their_names_in_training(client: TestClient, store: Any) -> None:
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(0, 256, (40, 12, 12), dtype=np.uint8)
+    document = client.post(URL, files={"file": arrays("a", pixels)}).json()
+    folder = store.folder.parent / "datasets" / document["id"]
+    listed = {
+        one.name: one.sha256 for one in DatasetStore(folder.parent).get(folder.name).samples()
+    }
+    for size in (0, 8):  # as they are, and through Pillow
+        config = DataConfig.of(dataset=str(folder), picture_size=size)
+        part = drive(open_dataset(config)).train
+        for index in range(len(part)):
+            assert part.samples.read(index)[1].hex() == listed[part.samples.name(index)]
+
+
+def test_a_label_cannot_pass_for_two_samples() -> None:
+    def one(sha256: str, label: str) -> SampleRecord:
+        return SampleRecord(name="n", part="train", label=label, sha256=sha256)
+
+    honest = [one("a" * 64, "x"), one("b" * 64, "y")]
+    forged = [one("a" * 64, f"x\n{'b' * 64} train y")]
+    assert fingerprint_of("pictures", honest) != fingerprint_of("pictures", forged)
+
+
+def test_exact_duplicates_go_but_for_the_first(client: TestClient) -> None:
+    """Also where two groups of them look alike, and where a group has several copies."""
+    files = two_classes()
+    first = picture(1000)
+    image = Image.open(io.BytesIO(first), formats=["PNG"])
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=95)
+    for index in range(3):
+        files[f"set/train/ant/copy{index}.png"] = first
+        files[f"set/train/ant/kopie{index}.jpg"] = file.getvalue()
+    base = send(client, files).json()
+    gone = {"drop_faults": ["exact_duplicates"]}
+    one = client.post(f"{URL}/{base['id']}/derive", json=gone).json()
+    assert one["num_samples"] == base["num_samples"] - 4
+    assert "exact_duplicates" not in kinds(one)
+    gone = {"drop_faults": ["near_duplicates"]}
+    other = client.post(f"{URL}/{one['id']}/derive", json=gone).json()
+    assert other["num_samples"] == one["num_samples"] - 1
+    assert "near_duplicates" not in kinds(other)
+
+
+def test_what_leaks_stays_where_it_is_measured(client: TestClient) -> None:
+    files = two_classes()
+    files["set/val/ant/seen.png"] = files["set/train/ant/5.png"]
+    base = send(client, files).json()["dataset"]  # two of 27 are too many
+    gone = {"drop_faults": ["exact_leakage"]}
+    document = client.post(f"{URL}/{base['id']}/derive", json=gone).json()
+    assert document["report"]["classes"]["ant"] == {"train": 11, "validation": 2}
+    assert "exact_leakage" not in kinds(document)
+
+
+def test_a_report_is_of_what_was_just_asked(client: TestClient) -> None:
+    plain = send(client, two_classes())
+    compared = send(client, two_classes(), model="digits")
+    assert plain.json()["id"] == compared.json()["id"]
+    assert "colours" not in kinds(plain.json())
+    assert "colours" in kinds(compared.json())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rename": {"ant": ""}},
+        {"relabel": {"set/train/ant/0.png": "a" * 300}},
+        {"rename": {"ant": "a\nb"}},
+        {"add": [{"name": "set/train/ant/0.png", "label": "ant", "picture": ""}]},
+    ],
+)
+def test_changes_hold_to_what_an_upload_may_say(client: TestClient, changes: Any) -> None:
+    base = send(client, two_classes()).json()
+    if "add" in changes:
+        changes["add"][0]["picture"] = base64.b64encode(picture(77)).decode()
+    answer = client.post(f"{URL}/{base['id']}/derive", json=changes)
+    assert answer.status_code == 422, answer.text
+
+
+def test_a_change_is_no_way_around_the_limit_of_a_body(client: TestClient) -> None:
+    """A dataset streams to disk; what is held in memory keeps to the smaller limit."""
+    headers = {"content-type": "application/json", "content-length": str(100 << 20)}
+    answer = client.post(f"{URL}/dset-{'0' * 24}/derive", content=b"{}", headers=headers)
+    assert answer.status_code == 413
+
+
+def test_a_check_that_takes_too_long_is_given_up(store: Any) -> None:
+    home = store.folder.parent
+    settings = Settings(home=home, device="cpu", threads=1, dataset_check_timeout_s=0.01)
+    app = create_app(settings)
+    files = {f"set/{label}/{i}.png": picture(i) for i in range(200) for label in "ab"}
+    with TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False) as client:
+        answer = send(client, files)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
+    assert [path.name for path in (home / "datasets").iterdir()] == [".lock"]
+
+
+def test_what_a_killed_server_left_of_an_upload_is_swept(store: Any) -> None:
+    datasets = DatasetStore(store.folder.parent / "datasets")
+    with datasets.staging() as arrival:
+        left = arrival.parent / ".staging-dead"
+        left.mkdir()
+        (left / "upload").write_bytes(b"half of it")
+    datasets.sweep()
+    assert not left.exists()

@@ -20,6 +20,13 @@ from training.source import (
     targets_of,
 )
 
+_NUMBERS = frozenset(
+    {
+        *("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"),
+        *("float16", "float32", "float64"),
+    }
+)
+"""What torch takes; not the long doubles of some machines."""
 _SUFFIXES = {
     "": TRAIN,
     "_train": TRAIN,
@@ -50,11 +57,15 @@ def read_npz(path: Path) -> Source:
         faults.append(f"arrays x and y (or x_train and y_train) are needed; there is {names}")
     if faults:
         raise DatasetFaults(str(path), faults)
+    tensors = {part: _samples(x) for part, (x, _) in found.items()}
+    looks = sorted({f"{one.dtype} {list(one.shape[1:])}" for one in tensors.values()})
+    if len(looks) > 1:
+        raise DatasetFaults(str(path), [f"the parts differ: samples of {' and '.join(looks)}"])
     labels = {part: plain_labels(y) for part, (_, y) in found.items()}
     classes = class_names([label for part in labels.values() for label in part])
     parts = {
-        part: Part(InMemory(_samples(x)), targets_of(labels[part], classes))
-        for part, (x, _) in found.items()
+        part: Part(InMemory(tensor), targets_of(labels[part], classes))
+        for part, tensor in tensors.items()
     }
     return Source(path.stem, classes, parts)
 
@@ -69,7 +80,7 @@ def _arrays(path: Path) -> dict[str, Any]:
 
 def _faults(part: str, x: Any, y: Any) -> list[str]:
     faults = []
-    if x.dtype.kind not in "uifb" or x.ndim < 2 or not x.size:
+    if x.dtype.name not in _NUMBERS or x.ndim < 2 or not x.size:
         faults.append(f"{part}: x must be numbers [N, ...], not {x.dtype} {list(x.shape)}")
     elif x.dtype.kind == "f" and not np.isfinite(x).all():
         bad = np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(axis=1)).tolist()

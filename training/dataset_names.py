@@ -1,10 +1,12 @@
 """What the parts, classes and files of a dataset are called. Imports no torch."""
 
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 PARTS = (TRAIN, VALIDATION, TEST)
+MAX_LABEL_CHARACTERS = 255
 PART_FOLDERS = {
     "train": TRAIN,
     "training": TRAIN,
@@ -26,6 +28,15 @@ def class_names(labels: Sequence[Any]) -> tuple[str, ...]:
     if all(text.removeprefix("-").isdecimal() for text in texts):
         return tuple(sorted(texts, key=int))
     return tuple(sorted(texts))
+
+
+def label_fault(label: str) -> str:
+    """What is wrong with a label; empty where nothing is."""
+    if not label or len(label) > MAX_LABEL_CHARACTERS:
+        return f"a label has 1 to {MAX_LABEL_CHARACTERS} characters, not {len(label)}"
+    if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in label):
+        return f"the label {ascii(label[:40])} holds control characters"
+    return ""
 
 
 def is_litter(name: str) -> bool:

@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 
 from training.dataset_manifest import DatasetReport, Fault, SampleRecord, Severity
-from training.dataset_names import TRAIN, class_names
+from training.dataset_names import PARTS, TRAIN, class_names
 from training.near_duplicates import find_alike
 from training.picture_check import PictureLook
 
@@ -117,23 +117,73 @@ def _class_faults(counts: Mapping[str, Mapping[str, int]]) -> Iterator[Fault]:
         )
 
 
-def _same_bytes(samples: Sequence[SampleRecord]) -> Iterator[Fault]:
+def concerned(samples: Sequence[SampleRecord], kind: str) -> list[SampleRecord] | None:
+    """The samples that must go so that a fault of this kind is gone; None where that is unknown.
+
+    Of duplicates all but the first; of what leaks, what is learned from, so that figures stay
+    comparable; of what stands under two labels, all.
+    """
+    if kind in _LOOKS:
+        wanted = _LOOKS[kind][1]
+        return [one for one in samples if one.look is not None and wanted(one.look)]
+    prefix, _, problem = kind.partition("_")
+    if prefix not in ("exact", "near") or problem not in _MUST_GO:
+        return None
+    if prefix == "exact":
+        return [one for group in _exact_groups(samples) for one in _MUST_GO[problem](group)]
+    twins: dict[str, list[SampleRecord]] = defaultdict(list)
+    for sample in samples:
+        twins[sample.sha256].append(sample)
+    groups, _ = _near_groups(samples)
+    going = [one for group in groups for one in _MUST_GO[problem](group)]
+    return [twin for one in going for twin in twins[one.sha256]]
+
+
+def _duplicates_that_go(group: Sequence[SampleRecord]) -> Sequence[SampleRecord]:
+    return group[1:] if len({(one.part, one.label) for one in group}) == 1 else ()
+
+
+def _leaks_that_go(group: Sequence[SampleRecord]) -> Sequence[SampleRecord]:
+    last = max(PARTS.index(one.part) for one in group)
+    return [one for one in group if PARTS.index(one.part) < last]
+
+
+def _conflicts_that_go(group: Sequence[SampleRecord]) -> Sequence[SampleRecord]:
+    return group if len({one.label for one in group}) > 1 else ()
+
+
+_MUST_GO: Final[Mapping[str, Callable[[Sequence[SampleRecord]], Sequence[SampleRecord]]]] = {
+    "duplicates": _duplicates_that_go,
+    "leakage": _leaks_that_go,
+    "conflicts": _conflicts_that_go,
+}
+
+
+def _exact_groups(samples: Sequence[SampleRecord]) -> list[list[SampleRecord]]:
     by_digest: dict[str, list[SampleRecord]] = defaultdict(list)
     for sample in samples:
         by_digest[sample.sha256].append(sample)
-    groups = [group for group in by_digest.values() if len(group) > 1]
-    yield from _repeated(groups, len(samples), "the same bytes", "exact")
+    return [group for group in by_digest.values() if len(group) > 1]
 
 
-def _alike(samples: Sequence[SampleRecord]) -> Iterator[Fault]:
+def _near_groups(samples: Sequence[SampleRecord]) -> tuple[list[list[SampleRecord]], bool]:
+    """Groups of samples that look alike, one of each that have the same bytes; and if all."""
     first: dict[str, SampleRecord] = {}
     for sample in samples:
         first.setdefault(sample.sha256, sample)  # the same bytes are told already
     looked = [one for one in first.values() if one.look is not None and one.look.hash]
     found = find_alike([int(one.look.hash, 16) for one in looked if one.look and one.look.hash])
-    groups = [[looked[position] for position in group] for group in found.groups]
+    return [[looked[position] for position in group] for group in found.groups], found.is_whole
+
+
+def _same_bytes(samples: Sequence[SampleRecord]) -> Iterator[Fault]:
+    yield from _repeated(_exact_groups(samples), len(samples), "the same bytes", "exact")
+
+
+def _alike(samples: Sequence[SampleRecord]) -> Iterator[Fault]:
+    groups, is_whole = _near_groups(samples)
     yield from _repeated(groups, len(samples), "pictures that look alike", "near")
-    if not found.is_whole:
+    if not is_whole:
         yield fault(
             "search_cut",
             "note",

@@ -12,6 +12,7 @@ whatever order they are sent.
 import contextlib
 import difflib
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -24,6 +25,7 @@ from pydantic import ValidationError
 
 from models.file_lock import locked
 from models.staging import new_name, staging_folder, sweep
+from models.store_error import StoreBusy
 from models.sync import sync_folder
 from training.dataset_manifest import (
     DatasetManifest,
@@ -107,6 +109,12 @@ class StoredDataset:
     def file(self, sample: SampleRecord) -> Path:
         """Where the picture of `sample` lies."""
         return self.folder / FILES / str(sample.file)
+
+    def picture(self, position: int) -> Path | None:
+        """Where the picture of the sample at `position` lies, without reading the list of all."""
+        if not 0 <= position < self.manifest.num_samples:
+            return None
+        return next((self.folder / FILES).glob(f"{position:08d}.*"), None)
 
     def check_usable(self) -> None:
         """Raise DatasetRefused where its report holds an error."""
@@ -208,6 +216,8 @@ class DatasetStore:
 
     def delete(self, dataset_id: str) -> None:
         """Remove a dataset; raises as `get`, except that a damaged one can be removed."""
+        with contextlib.suppress(DatasetDamaged):
+            self.get(dataset_id)  # before a lock is made where there is no store yet
         with self._locked():
             with contextlib.suppress(DatasetDamaged):
                 self.get(dataset_id)
@@ -225,8 +235,15 @@ class DatasetStore:
     def _key_path(self, key: str) -> Path:
         return self.folder / _KEYS / hashlib.sha256(key.encode()).hexdigest()
 
-    def _locked(self) -> contextlib.AbstractContextManager[None]:
-        return locked(self.folder / ".lock", LOCK_TIMEOUT_S)
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        try:
+            with locked(self.folder / ".lock", LOCK_TIMEOUT_S):
+                yield
+        except TimeoutError:
+            raise StoreBusy(
+                f"another process has been changing the datasets for {LOCK_TIMEOUT_S:g} s"
+            ) from None
 
 
 def stored_in(folder: Path) -> StoredDataset:
@@ -249,7 +266,8 @@ def is_stored(folder: Path) -> bool:
 
 def fingerprint_of(kind: Kind, samples: Sequence[SampleRecord]) -> str:
     """Hex sha256 that depends neither on names nor on the order of the samples."""
-    lines = sorted(f"{one.sha256} {one.part} {one.label}" for one in samples)
+    # As JSON, so that no label can look like the end of its line and the begin of another.
+    lines = sorted(json.dumps([one.sha256, one.part, one.label]) for one in samples)
     return hashlib.sha256("\n".join([kind, *lines]).encode()).hexdigest()
 
 

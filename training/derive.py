@@ -1,17 +1,19 @@
 """One dataset made of another: samples dropped, relabelled, moved, added; files shared on disk."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from models.picture import PictureLimits
 from training.dataset_manifest import SampleRecord
-from training.dataset_names import PARTS
-from training.dataset_report import Expectation, report_of
+from training.dataset_names import PARTS, label_fault
+from training.dataset_report import Expectation, concerned, report_of
 from training.dataset_store import FILES, Draft, StoredDataset, write_file
 from training.faults import DatasetError
-from training.picture_check import SUFFIXES, check_picture
+from training.picture_check import SUFFIXES, UnusablePicture, check_picture
+from training.progress import Progress
 
 MAX_CHANGES: Final = 100_000
 
@@ -57,8 +59,12 @@ def derive(
     staging: Path,
     name: str,
     expected: Expectation | None = None,
-) -> Draft:
+    limits: PictureLimits | None = None,
+) -> Generator[Progress, None, Draft]:
     """The draft of `base` with `changes`, in `staging`.
+
+    Yields:
+        Samples done so far, in the phase `read`.
 
     Raises:
         ChangeRefused: all that cannot be done.
@@ -68,15 +74,21 @@ def derive(
         raise ChangeRefused(f"{base.id} is one file of numbers; send a changed one instead")
     before = base.samples()
     _check(before, changes)
-    dropped = {*changes.drop, *_faulty(base, before, changes.drop_faults)}
+    dropped, faulty = set(changes.drop), _faulty(base, before, changes.drop_faults)
     kept = [
         _changed(one, changes)
-        for one in before
-        if one.name not in dropped and one.sha256 not in dropped
+        for position, one in enumerate(before)
+        if not (one.name in dropped or one.sha256 in dropped or position in faulty)
     ]
     (staging / FILES).mkdir()
-    records = [_carried(base, one, staging, index) for index, one in enumerate(kept)]
-    records += [_added(one, staging, len(records) + index) for index, one in enumerate(changes.add)]
+    records: list[SampleRecord] = []
+    total = len(kept) + len(changes.add)
+    for one in kept:
+        records.append(_carried(base, one, staging, len(records)))
+        yield Progress("read", len(records), total)
+    for addition in changes.add:
+        records.append(_added(addition, staging, len(records), limits))
+        yield Progress("read", len(records), total)
     report = report_of(records, expected=expected)
     num_bytes = sum(one.num_bytes for one in records)
     classes = tuple(report.classes)
@@ -91,30 +103,43 @@ def _check(samples: Sequence[SampleRecord], changes: Changes) -> None:
     faults += [f"there is no class {one[:100]!r}" for one in changes.rename if one not in labels]
     parts = [*changes.move.values(), *(one.part for one in changes.add)]
     faults += [f"{one[:40]!r} is none of {', '.join(PARTS)}" for one in parts if one not in PARTS]
+    new_labels = [*changes.relabel.values(), *changes.rename.values()]
+    new_labels += [one.label for one in changes.add]
+    faults += [sentence for one in new_labels if (sentence := label_fault(one))]
+    faults += [
+        f"{one[:100]!r} is added twice, or there already" for one in _taken(samples, changes)
+    ]
     if len(named) > MAX_CHANGES:
         faults.append(f"{len(named)} changes are too many; {MAX_CHANGES} may be")
     if faults:
         raise ChangeRefused("; ".join(faults[:20]))
 
 
-def _faulty(base: StoredDataset, samples: Sequence[SampleRecord], kinds: Sequence[str]) -> set[str]:
-    """Names of the samples that faults of these kinds concern."""
+def _taken(samples: Sequence[SampleRecord], changes: Changes) -> Iterator[str]:
+    """Names of additions that are another sample's."""
+    names = {one.name for one in samples} - set(changes.drop)
+    for one in changes.add:
+        if one.name in names:
+            yield one.name
+        names.add(one.name)
+
+
+def _faulty(base: StoredDataset, samples: Sequence[SampleRecord], kinds: Sequence[str]) -> set[int]:
+    """Positions of the samples that must go so that faults of these kinds are gone."""
     faults = {one.kind: one for one in base.manifest.report.faults}
     unknown = [kind for kind in kinds if kind not in faults]
     if unknown:
         known = ", ".join(sorted(faults)) or "none"
         raise ChangeRefused(f"its report has no fault {unknown[0][:60]!r}; it has {known}")
-    names = {name for kind in kinds for name in faults[kind].files}
-    if not any(kind.endswith("_duplicates") for kind in kinds):
-        return names
-    seen: set[str] = set()
-    spared = set()
-    for one in samples:
-        key = one.look.hash if one.look is not None and one.look.hash else one.sha256
-        if one.name in names and key not in seen:
-            seen.add(key)
-            spared.add(one.name)
-    return names - spared
+    going: set[int] = set()
+    for kind in kinds:
+        found = concerned(samples, kind)
+        if found is None:
+            names = set(faults[kind].files)
+            found = [one for one in samples if one.name in names]
+        chosen = {id(one) for one in found}  # a table may name one file twice
+        going.update(at for at, one in enumerate(samples) if id(one) in chosen)
+    return going
 
 
 def _changed(sample: SampleRecord, changes: Changes) -> SampleRecord:
@@ -136,8 +161,13 @@ def _carried(
     return sample.model_copy(update={"file": file})
 
 
-def _added(addition: Addition, staging: Path, position: int) -> SampleRecord:
-    look = check_picture(addition.data)
+def _added(
+    addition: Addition, staging: Path, position: int, limits: PictureLimits | None
+) -> SampleRecord:
+    try:
+        look = check_picture(addition.data, limits)
+    except UnusablePicture as error:
+        raise UnusablePicture(error.kind, f"{addition.name}: {error}") from None
     file = f"{position:08d}{SUFFIXES[look.format]}"
     sha256, num_bytes = write_file(staging / FILES / file, addition.data)
     return SampleRecord(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from models.preprocessing import Preprocessing
 from training.randomness import seed_for, seeded
-from training.samples import GREY_MODES, Look, digest_of, look_of, picture_of, tensor_of
+from training.samples import GREY_MODES, InMemory, Look, digest_of, look_of, picture_of, tensor_of
 
 NUM_LOOKED_AT = 256
 
@@ -35,11 +35,14 @@ class Items:
             image = x if isinstance(x, Image.Image) else picture_of(tensor_of(x))
             x = self.preprocessing.picture(image)
         tensor = tensor_of(x)
+        if isinstance(self.pairs, InMemory):  # whose samples know what they were read from
+            return tensor, self.pairs.read(self.indices[index])[1]
         return tensor, digest_of(tensor)
 
     def name(self, index: int) -> str:
         """See `training.samples.Samples`."""
-        return f"item {self.indices[index]}"
+        position = self.indices[index]
+        return self.pairs.name(position) if isinstance(self.pairs, InMemory) else f"item {position}"
 
     def look(self) -> Look:
         """See `training.samples.Samples`; the first items speak for all."""

@@ -5,7 +5,7 @@ import io
 from dataclasses import dataclass
 from typing import Final
 
-from training.dataset_names import PART_FOLDERS, TRAIN
+from training.dataset_names import PART_FOLDERS, TRAIN, label_fault
 from training.faults import DatasetFaults
 
 FILE_COLUMNS: Final = ("file", "filename", "file_name", "path", "image", "picture", "name")
@@ -78,6 +78,8 @@ def _fault(cells: list[str], width: int, file: int, label: int, part: int | None
         return f"{len(cells)} cells where {width} are wanted"
     if not cells[file] or not cells[label]:
         return "the file or the label is empty"
+    if wrong := label_fault(cells[label]):
+        return wrong
     if part is not None and cells[part].lower() not in PART_FOLDERS:
         return f"{cells[part][:40]!r} is none of train, validation, test"
     return ""

@@ -2,26 +2,28 @@
 
 import io
 import math
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from tokenize import TokenError
-from typing import Final
+from typing import Any, Final
 
-import numpy as np
 from numpy.lib import format as npy
 
 from models.archive import Archive, Member
+from models.sync import sync_file
 from training.arrays import read_npz
 from training.dataset_manifest import Kind, SampleRecord
+from training.dataset_names import label_fault
 from training.dataset_report import report_of
 from training.dataset_store import Draft, write_file
 from training.faults import DatasetFaults
-from training.picture_files import PictureFiles
-from training.samples import digest_of
-from training.source import Source
+from training.samples import InMemory, digest_of
+from training.source import Part, Source
 from training.table import read_csv
 
-ARRAYS, TABLE = "data.npz", "data.csv"
+ARRAYS, TABLE, LABEL_COLUMN = "data.npz", "data.csv", "label_column"
 MAX_ARRAY_BYTES: Final = 1 << 30
 MAX_HEADER_BYTES: Final = 4096
 MAX_DIMENSIONS: Final = 5
@@ -43,15 +45,16 @@ def checked_npz(archive: Archive, name: str, staging: Path) -> Draft:
     faults = [sentence for member in archive.members for sentence in _array_faults(archive, member)]
     if faults:
         raise DatasetFaults(name, faults)
-    # Copied member by member, so that nothing but the arrays is kept.
-    arrays = {
-        member.name.removesuffix(".npy"): np.load(
-            io.BytesIO(archive.read(member)), allow_pickle=False
-        )
-        for member in archive.members
-    }
-    np.savez(staging / ARRAYS, **arrays)
-    return _draft(read_npz(staging / ARRAYS), "arrays", name, staging / ARRAYS)
+    # Copied member by member and piece by piece, so that nothing but the arrays is kept.
+    with zipfile.ZipFile(staging / ARRAYS, "w") as copy:
+        for member in archive.members:
+            with copy.open(zipfile.ZipInfo(member.name), "w", force_zip64=True) as file:
+                for chunk in archive.chunks(member):
+                    file.write(chunk)
+    sync_file(staging / ARRAYS)
+    return _draft(
+        _named(name, lambda: read_npz(staging / ARRAYS)), "arrays", name, staging / ARRAYS
+    )
 
 
 def checked_csv(path: Path, name: str, staging: Path, label_column: str) -> Draft:
@@ -61,13 +64,18 @@ def checked_csv(path: Path, name: str, staging: Path, label_column: str) -> Draf
         DatasetFaults: all that is wrong.
     """
     write_file(staging / TABLE, lambda: _text(path, name))
-    source = read_csv(staging / TABLE, label_column)
-    if any(isinstance(part.samples, PictureFiles) for part in source.parts.values()):
-        fault = "a CSV that names files comes as a zip together with them"
-        raise DatasetFaults(name, [fault])
+    source = _named(name, lambda: read_csv(staging / TABLE, label_column, only_numbers=True))
     if label_column:
-        (staging / "label_column").write_text(label_column)
+        write_file(staging / LABEL_COLUMN, label_column.encode())
     return _draft(source, "table", name, staging / TABLE)
+
+
+def _named(name: str, read: Callable[[], Source]) -> Source:
+    """What `read` gives; its faults are told of `name`, not of a path of ours."""
+    try:
+        return read()
+    except DatasetFaults as error:
+        raise DatasetFaults(name, error.faults) from None
 
 
 def _text(path: Path, name: str) -> Iterator[bytes]:
@@ -79,14 +87,31 @@ def _text(path: Path, name: str) -> Iterator[bytes]:
 
 
 def read_numbers(folder: Path, kind: Kind) -> Source:
-    """The samples of a stored dataset of numbers."""
+    """The samples of a stored dataset of numbers, under the names that its list gives them."""
     if kind == "arrays":
-        return read_npz(folder / ARRAYS)
-    column = folder / "label_column"
-    return read_csv(folder / TABLE, column.read_text() if column.is_file() else "")
+        return _with_names(read_npz(folder / ARRAYS))
+    column = folder / LABEL_COLUMN
+    label_column = column.read_text("utf-8") if column.is_file() else ""
+    return _with_names(read_csv(folder / TABLE, label_column, only_numbers=True))
+
+
+def _with_names(source: Source) -> Source:
+    parts = {
+        name: Part(replace(part.samples, names=_names(name, len(part))), part.targets)
+        for name, part in source.parts.items()
+        if isinstance(part.samples, InMemory)
+    }
+    return replace(source, parts=parts)
+
+
+def _names(part: str, count: int) -> list[str]:
+    return [f"{part} {index}" for index in range(count)]
 
 
 def _draft(source: Source, kind: Kind, name: str, path: Path) -> Draft:
+    wrong = [sentence for label in source.classes if (sentence := label_fault(label))]
+    if wrong:
+        raise DatasetFaults(name, wrong)
     samples = tuple(_records(source))
     report = report_of(samples, known_classes=source.classes)
     return Draft(name, kind, samples, source.classes, report, path.stat().st_size)
@@ -94,10 +119,10 @@ def _draft(source: Source, kind: Kind, name: str, path: Path) -> Draft:
 
 def _records(source: Source) -> Iterator[SampleRecord]:
     for part_name, part in source.parts.items():
-        for index in range(len(part)):
+        for index, name in enumerate(_names(part_name, len(part))):
             sample = part.samples.read(index)[0]
             yield SampleRecord(
-                name=f"{part_name} {index}",
+                name=name,
                 part=part_name,
                 label=source.classes[int(part.targets[index])],
                 sha256=digest_of(sample).hex(),
@@ -116,17 +141,27 @@ def _array_faults(archive: Archive, member: Member) -> Iterator[str]:
         read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[version]
         shape, is_fortran, dtype = read(start, max_header_size=MAX_HEADER_BYTES)
     except _HEADER_ERRORS as error:
-        yield f"{member.name}: its header cannot be read: {str(error).splitlines()[0][:200]}"
+        why = str(error).partition("\n")[0][:200] or type(error).__name__
+        yield f"{member.name}: its header cannot be read: {why}"
         return
-    wanted = "uib" if member.name.startswith("x") else "uibU"
-    kinds = wanted + ("f" if member.name.startswith("x") else "")
+    if sentence := _header_fault(member, shape, is_fortran, dtype, start.tell()):
+        yield f"{member.name}: {sentence}"
+
+
+def _header_fault(
+    member: Member, shape: tuple[int, ...], is_fortran: bool, dtype: Any, header_bytes: int
+) -> str:
+    kinds = "uibf" if member.name.startswith("x") else "uibU"
     if dtype.kind not in kinds or dtype.fields is not None or dtype.byteorder == ">":
-        yield f"{member.name}: arrays of {dtype} are not taken"
-    elif is_fortran and len(shape) > 1:
-        yield f"{member.name}: its order is Fortran's; save numpy.ascontiguousarray of it"
-    elif not 1 <= len(shape) <= MAX_DIMENSIONS or min(shape, default=0) < 1:
-        yield f"{member.name}: shape {list(shape)[:8]} has no samples, or too many dimensions"
-    elif shape[0] > MAX_SAMPLES:
-        yield f"{member.name}: {shape[0]} samples; {MAX_SAMPLES} are allowed"
-    elif start.tell() + math.prod(shape) * dtype.itemsize != member.num_bytes:
-        yield f"{member.name}: shape {list(shape)} does not fit its {member.num_bytes} bytes"
+        return f"arrays of {str(dtype)[:80]} are not taken"
+    if is_fortran and len(shape) > 1:
+        return "its order is Fortran's; save numpy.ascontiguousarray of it"
+    if any(type(one) is not int for one in shape):
+        return "its shape is not of whole numbers"
+    if not 1 <= len(shape) <= MAX_DIMENSIONS or min(shape) < 1:
+        return f"shape {list(shape)[:8]} has no samples, or too many dimensions"
+    if shape[0] > MAX_SAMPLES:
+        return f"{shape[0]} samples; {MAX_SAMPLES} are allowed"
+    if header_bytes + math.prod(shape) * dtype.itemsize != member.num_bytes:
+        return f"shape {list(shape)} does not fit its {member.num_bytes} bytes"
+    return ""

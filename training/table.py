@@ -1,8 +1,9 @@
 """CSV files: one column holds the label, the others numbers, or one column a picture's path."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,10 @@ from training.picture_files import PictureFiles
 from training.samples import InMemory, Samples
 from training.source import TRAIN, Part, Source, class_names, targets_of
 
+MAX_FAULTS = 10_000
+"""Of each kind; a table of words has one in every cell."""
+_LARGEST = float(np.finfo(np.float32).max)
+
 
 @dataclass(frozen=True)
 class _Table:
@@ -21,26 +26,29 @@ class _Table:
     label: int
 
 
-def read_csv(path: Path, label_column: str = "") -> Source:
+def read_csv(path: Path, label_column: str = "", *, only_numbers: bool = False) -> Source:
     """The rows of `path`.
 
     Args:
         path: UTF-8 text, separated by commas; with or without a line of column names.
         label_column: the column that holds the label, by name or by position from 1; the last
             one if empty.
+        only_numbers: whether no cell may be looked for as a file.
 
     Raises:
         DatasetFaults: ragged rows, cells that are no numbers, missing labels or files, all of
             them with their lines.
     """
-    table = _table(path, label_column)
-    faults = [fault for row in table.rows for fault in _row_faults(table, *row)]
+    table = _table(path, label_column, only_numbers=only_numbers)
+    faults = list(islice(_all_row_faults(table), MAX_FAULTS))
     good = [cells for _, cells in table.rows if len(cells) == len(table.columns)]
     if not good:
         faults.append(f"{path.name}: there are no rows")
     others = [index for index in range(len(table.columns)) if index != table.label]
-    are_paths = len(others) == 1 and bool(good) and not _is_number(good[0][others[0]])
-    faults += _path_faults(path, table, others) if are_paths else _number_faults(table, others)
+    one_column = len(others) == 1 and bool(good) and not only_numbers
+    are_paths = one_column and not _is_number(good[0][others[0]])
+    found = _path_faults(path, table, others) if are_paths else _number_faults(table, others)
+    faults += islice(found, MAX_FAULTS)
     if faults:
         raise DatasetFaults(str(path), sorted(set(faults), key=_line))
     labels = [cells[table.label].strip() for cells in good]
@@ -49,7 +57,12 @@ def read_csv(path: Path, label_column: str = "") -> Source:
     return Source(path.stem, classes, {TRAIN: Part(samples, targets_of(labels, classes))})
 
 
-def _table(path: Path, label_column: str) -> _Table:
+def _all_row_faults(table: _Table) -> Iterator[str]:
+    for row in table.rows:
+        yield from _row_faults(table, *row)
+
+
+def _table(path: Path, label_column: str, *, only_numbers: bool) -> _Table:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file, strict=True)
@@ -59,7 +72,8 @@ def _table(path: Path, label_column: str) -> _Table:
     if not rows:
         raise DatasetFaults(str(path), [f"{path.name}: there are no rows"])
     first = rows[0][1]
-    has_header = label_column in first or (len(rows) > 1 and _names_columns(path, first))
+    root = None if only_numbers else path.parent.resolve()
+    has_header = label_column in first or (len(rows) > 1 and _names_columns(root, first))
     columns = [cell.strip() for cell in first] if has_header else _numbered(len(first))
     if len(columns) < 2:
         raise DatasetFaults(str(path), [f"{path.name}: a label and another column are needed"])
@@ -67,9 +81,18 @@ def _table(path: Path, label_column: str) -> _Table:
     return _Table(columns, rows[1:] if has_header else rows, label)
 
 
-def _names_columns(path: Path, cells: Sequence[str]) -> bool:
-    """Whether a first line can only be names: no number in it, and no picture's path."""
-    return not any(_is_number(cell) or (path.parent / cell.strip()).is_file() for cell in cells)
+def _names_columns(root: Path | None, cells: Sequence[str]) -> bool:
+    """Whether a first line can only be names: no number in it, and no path of a file in `root`."""
+    return not any(_is_number(cell) or (root and _is_file(root, cell)) for cell in cells)
+
+
+def _is_file(root: Path, cell: str) -> bool:
+    """Whether `cell` leads to a file below `root`."""
+    try:
+        file = (root / cell.strip()).resolve()
+        return file.is_relative_to(root) and file.is_file()
+    except (OSError, ValueError):  # no path at all: too long, or with a NUL in it
+        return False
 
 
 def _numbered(count: int) -> list[str]:
@@ -94,26 +117,22 @@ def _row_faults(table: _Table, line: int, cells: list[str]) -> list[str]:
     return []
 
 
-def _number_faults(table: _Table, others: Sequence[int]) -> list[str]:
-    return [
-        f"line {line}, column {table.columns[index]}: {cells[index][:40]!r} is not a finite number"
+def _number_faults(table: _Table, others: Sequence[int]) -> Iterator[str]:
+    return (
+        f"line {line}, column {table.columns[index][:40]}: "
+        f"{cells[index][:40]!r} is not a finite number"
         for line, cells in table.rows
         if len(cells) == len(table.columns)
         for index in others
         if not _is_number(cells[index])
-    ]
+    )
 
 
-def _path_faults(path: Path, table: _Table, others: Sequence[int]) -> list[str]:
+def _path_faults(path: Path, table: _Table, others: Sequence[int]) -> Iterator[str]:
     root = path.parent.resolve()
-    faults = []
     for line, cells in table.rows:
-        if len(cells) != len(table.columns):
-            continue
-        file = (root / cells[others[0]].strip()).resolve()
-        if not file.is_relative_to(root) or not file.is_file():
-            faults.append(f"line {line}: no file {cells[others[0]]!r} beside the CSV")
-    return faults
+        if len(cells) == len(table.columns) and not _is_file(root, cells[others[0]]):
+            yield f"line {line}: no file {cells[others[0]][:200]!r} beside the CSV"
 
 
 def _samples(path: Path, rows: list[list[str]], are_paths: bool) -> Samples:
@@ -124,7 +143,7 @@ def _samples(path: Path, rows: list[list[str]], are_paths: bool) -> Samples:
 
 def _is_number(cell: str) -> bool:
     try:
-        return bool(np.isfinite(float(cell)))
+        return "_" not in cell and abs(float(cell)) <= _LARGEST
     except ValueError:
         return False
 

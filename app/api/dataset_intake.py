@@ -12,8 +12,16 @@ from typing import Any, Final
 
 from starlette.requests import Request
 
+from app.api.caller import WhileCallerWaits
 from app.api.upload import Upload, receive_file
-from app.errors import BadInput, Conflict, MediaTypeRefused, NotFound, Overloaded
+from app.errors import (
+    BadInput,
+    Conflict,
+    DeadlineExceeded,
+    MediaTypeRefused,
+    NotFound,
+    Overloaded,
+)
 from models.archive import ArchiveLimits
 from models.picture import PictureLimits
 from models.preprocessing import Preprocessing
@@ -76,6 +84,7 @@ class DatasetOptions:
     max_dataset_bytes: int
     max_checks: int
     picture: PictureLimits
+    check_timeout_s: float = 600.0
 
 
 class Intake:
@@ -104,15 +113,32 @@ class Intake:
         finally:
             self._running -= 1
 
-    async def run(self, work: Callable[[threading.Event], StoredDataset]) -> StoredDataset:
-        """What `work` gives, on a thread; it is told when nobody waits any more."""
+    async def run(
+        self, request: Request, work: Callable[[threading.Event], StoredDataset]
+    ) -> StoredDataset:
+        """What `work` gives, on a thread; it is told when nobody waits any more.
+
+        Raises:
+            DeadlineExceeded: it took too long. CallerGone: the sender of `request` has left.
+        """
+        limit_s = self.options.check_timeout_s
+        try:
+            async with asyncio.timeout(limit_s):
+                with WhileCallerWaits(request.receive):
+                    return await self._run(work)
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"checking took more than {limit_s:g} s; send the dataset in smaller pieces"
+            ) from None
+
+    async def _run(self, work: Callable[[threading.Event], StoredDataset]) -> StoredDataset:
         given_up = threading.Event()
         done = asyncio.get_running_loop().run_in_executor(self._threads, work, given_up)
         try:
             return await asyncio.shield(done)
         except asyncio.CancelledError:
             given_up.set()
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(Exception, asyncio.CancelledError):
                 await done
             raise
 
@@ -131,41 +157,41 @@ class Intake:
             As `app.api.upload.receive_file` and what `told` names.
         """
         expected = await asyncio.to_thread(self.expectation, wanted.model)
-        async with staging_in(self.store) as staging:
-            path = staging.with_suffix(".upload")
-            try:
-                upload = await receive_file(request, path, self.options.max_dataset_bytes)
-                wanted = wanted.completed(upload)
-                digest = wanted.digest(upload.sha256)
-                if key is not None:
-                    known = await asyncio.to_thread(self.store.by_key, key, digest)
-                    if known is not None:
-                        return known, False
-                before = await asyncio.to_thread(self.store.ids)
+        # Two folders: what a killed server leaves of either is swept by the next one.
+        async with staging_in(self.store) as arrival, staging_in(self.store) as staging:
+            path = arrival / "upload"
+            upload = await receive_file(request, path, self.options.max_dataset_bytes)
+            wanted = wanted.completed(upload)
+            digest = wanted.digest(upload.sha256)
+            if key is not None:
+                known = await asyncio.to_thread(self.store.by_key, key, digest)
+                if known is not None:
+                    return known, False
+            before = await asyncio.to_thread(self.store.ids)
 
-                def work(given_up: threading.Event) -> StoredDataset:
-                    draft = _driven(self._take_in(upload, wanted, staging, expected), given_up)
-                    return self.store.publish(staging, draft, by=by)
+            def work(given_up: threading.Event) -> StoredDataset:
+                draft = _driven(self._take_in(upload, wanted, staging, expected), given_up)
+                return _as_told(self.store.publish(staging, draft, by=by), draft)
 
-                stored = await self.run(work)
-            finally:
-                path.unlink(missing_ok=True)
+            stored = await self.run(request, work)
         if key is not None:
             await asyncio.to_thread(self.store.keep_key, key, digest, stored.id)
         return stored, stored.id not in before
 
     async def derive(
-        self, dataset_id: str, changes: Changes, name: str | None, by: str
+        self, request: Request, dataset_id: str, changes: Changes, name: str | None, by: str
     ) -> StoredDataset:
         """Store a changed copy of a dataset; raises what `told` names."""
         base = await asyncio.to_thread(self.store.get, dataset_id)
         async with staging_in(self.store) as staging:
 
-            def work(_: threading.Event) -> StoredDataset:
-                draft = derive(base, changes, staging, name or base.manifest.name)
-                return self.store.publish(staging, draft, by=by)
+            def work(given_up: threading.Event) -> StoredDataset:
+                called = name or base.manifest.name
+                limits = self.options.picture
+                draft = _driven(derive(base, changes, staging, called, limits=limits), given_up)
+                return _as_told(self.store.publish(staging, draft, by=by), draft)
 
-            return await self.run(work)
+            return await self.run(request, work)
 
     def _take_in(
         self, upload: Upload, wanted: Wanted, staging: Path, expected: Expectation | None
@@ -183,6 +209,12 @@ class Intake:
     def close(self) -> None:
         """Take no more; what runs is given up with its request."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _as_told(stored: StoredDataset, draft: Draft) -> StoredDataset:
+    """With the report on what was just sent, also where the same samples were there before."""
+    manifest = stored.manifest.model_copy(update={"report": draft.report})
+    return replace(stored, manifest=manifest)
 
 
 def expectation_of(preprocessing: Preprocessing) -> Expectation | None:

@@ -247,11 +247,10 @@ def _showing(router: APIRouter, store: DatasetStore) -> None:
         dataset_id: Id, index: Annotated[int, Path(ge=0, description="As in the list.")]
     ) -> Response:
         def make() -> bytes:
-            dataset = store.get(dataset_id)
-            samples = dataset.samples()
-            if index >= len(samples) or samples[index].file is None:
+            path = store.get(dataset_id).picture(index)
+            if path is None:
                 raise NotFound(f"{dataset_id} has no picture {index}")
-            return thumbnail(dataset.file(samples[index]))
+            return thumbnail(path)
 
         with told():
             return Response(await asyncio.to_thread(make), media_type="image/jpeg")
@@ -321,7 +320,8 @@ def _changing(router: APIRouter, intake: Intake) -> None:
     async def derive_dataset(request: Request, dataset_id: Id, wanted: DeriveRequest) -> Response:
         with intake.place(), told():
             changes, by = _changes(wanted), key_name(request.scope)
-            return _answer(await intake.derive(dataset_id, changes, wanted.name, by), 200)
+            derived = await intake.derive(request, dataset_id, changes, wanted.name, by)
+            return _answer(derived, 200)
 
 
 def _answer(stored: StoredDataset, status: int) -> Response:
@@ -331,12 +331,6 @@ def _answer(stored: StoredDataset, status: int) -> Response:
     errors = [one for one in stored.manifest.report.faults if one.severity == "error"]
     refusal = refusal_of(BadInput("; ".join(one.sentence for one in errors)))
     return JSONResponse({**v1_body(refusal), "dataset": document}, 422)
-
-
-_TOLD: Final = {
-    *("id", "name", "kind", "by", "parent"),
-    *("num_samples", "num_bytes", "fingerprint"),
-}
 
 
 def _described(stored: StoredDataset) -> Dataset:
