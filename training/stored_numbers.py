@@ -27,7 +27,8 @@ ARRAYS, TABLE, LABEL_COLUMN = "data.npz", "data.csv", "label_column"
 MAX_ARRAY_BYTES: Final = 1 << 30
 MAX_HEADER_BYTES: Final = 4096
 MAX_DIMENSIONS: Final = 5
-MAX_SAMPLES: Final = 1_000_000
+MAX_SAMPLES: Final = 200_000
+"""Each is a record of about a kilobyte while the dataset is checked."""
 _ROW_CHUNK: Final = 1 << 20
 # numpy reads a header with Python's own tokenizer and parser.
 _HEADER_ERRORS: Final = (
@@ -64,7 +65,10 @@ def checked_csv(path: Path, name: str, staging: Path, label_column: str) -> Draf
         DatasetFaults: all that is wrong.
     """
     write_file(staging / TABLE, lambda: _text(path, name))
-    source = _named(name, lambda: read_csv(staging / TABLE, label_column, only_numbers=True))
+    source = _named(
+        name,
+        lambda: read_csv(staging / TABLE, label_column, only_numbers=True, max_rows=MAX_SAMPLES),
+    )
     if label_column:
         write_file(staging / LABEL_COLUMN, label_column.encode())
     return _draft(source, "table", name, staging / TABLE)
@@ -92,7 +96,9 @@ def read_numbers(folder: Path, kind: Kind) -> Source:
         return _with_names(read_npz(folder / ARRAYS))
     column = folder / LABEL_COLUMN
     label_column = column.read_text("utf-8") if column.is_file() else ""
-    return _with_names(read_csv(folder / TABLE, label_column, only_numbers=True))
+    return _with_names(
+        read_csv(folder / TABLE, label_column, only_numbers=True, max_rows=MAX_SAMPLES)
+    )
 
 
 def _with_names(source: Source) -> Source:

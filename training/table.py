@@ -26,7 +26,9 @@ class _Table:
     label: int
 
 
-def read_csv(path: Path, label_column: str = "", *, only_numbers: bool = False) -> Source:
+def read_csv(
+    path: Path, label_column: str = "", *, only_numbers: bool = False, max_rows: int | None = None
+) -> Source:
     """The rows of `path`.
 
     Args:
@@ -34,12 +36,13 @@ def read_csv(path: Path, label_column: str = "", *, only_numbers: bool = False) 
         label_column: the column that holds the label, by name or by position from 1; the last
             one if empty.
         only_numbers: whether no cell may be looked for as a file.
+        max_rows: with the one of names; more are refused before they take memory.
 
     Raises:
         DatasetFaults: ragged rows, cells that are no numbers, missing labels or files, all of
             them with their lines.
     """
-    table = _table(path, label_column, only_numbers=only_numbers)
+    table = _table(path, label_column, only_numbers, max_rows)
     faults = list(islice(_all_row_faults(table), MAX_FAULTS))
     good = [cells for _, cells in table.rows if len(cells) == len(table.columns)]
     if not good:
@@ -62,15 +65,18 @@ def _all_row_faults(table: _Table) -> Iterator[str]:
         yield from _row_faults(table, *row)
 
 
-def _table(path: Path, label_column: str, *, only_numbers: bool) -> _Table:
+def _table(path: Path, label_column: str, only_numbers: bool, max_rows: int | None) -> _Table:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file, strict=True)
-            rows = [(reader.line_num, row) for row in reader if row]
+            found = ((reader.line_num, row) for row in reader if row)
+            rows = list(islice(found, None if max_rows is None else max_rows + 1))
     except (UnicodeDecodeError, csv.Error) as error:
         raise DatasetFaults(str(path), [f"{path.name}: not a CSV file in UTF-8: {error}"]) from None
     if not rows:
         raise DatasetFaults(str(path), [f"{path.name}: there are no rows"])
+    if max_rows is not None and len(rows) > max_rows:
+        raise DatasetFaults(str(path), [f"{path.name}: more than {max_rows} rows"])
     first = rows[0][1]
     root = None if only_numbers else path.parent.resolve()
     has_header = label_column in first or (len(rows) > 1 and _names_columns(root, first))
