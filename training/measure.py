@@ -18,12 +18,11 @@ from training.feed import in_batches
 from training.progress import Progress
 from training.report import Report
 from training.source import Part
+from training.trial import ClassesUnknown, classes_unknown, positions
+
+__all__ = ["ClassesUnknown", "Measured", "measure", "whole"]
 
 BATCH = 64
-
-
-class ClassesUnknown(Exception):
-    """The dataset has classes that the model does not know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +69,12 @@ def measure(
     name = part or dataset.measured_on
     measured = _relabelled(_part(dataset, name), dataset.classes, manifest.labels)
     network.to(device)
+    temperature = manifest.temperature or 1.0
 
     def predict(inputs: Tensor) -> Tensor:
         with torch.inference_mode():
             logits: Tensor = network(inputs.to(device))
-        return logits.float()
+        return logits.float() / temperature
 
     finish = manifest.preprocessing.finish
     batches = in_batches(measured, finish, BATCH, dataset.num_workers)
@@ -100,16 +100,10 @@ def _part(dataset: Dataset, name: str) -> Part:
 
 def _relabelled(part: Part, classes: Sequence[str], labels: Sequence[str]) -> Part:
     """The part with targets that are positions in the model's labels."""
-    known = {label: position for position, label in reversed(list(enumerate(labels)))}
-    unknown = [name for name in classes if name not in known]
-    if unknown:
-        listed = ", ".join(unknown[:10]) + (" and more" if len(unknown) > 10 else "")
-        raise ClassesUnknown(
-            f"the model has no label {listed}; its labels are {', '.join(labels[:10])}"
-            f"{' and more' if len(labels) > 10 else ''}"
-        )
-    positions = torch.tensor([known[name] for name in classes])
-    return Part(part.samples, positions[part.targets])
+    known = positions(classes, labels)
+    if bool((known < 0).any()):
+        raise classes_unknown("the model", classes, labels)
+    return Part(part.samples, known[part.targets])
 
 
 def _some(part: Part, num: int = 16) -> Tensor:

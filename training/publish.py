@@ -9,7 +9,8 @@ from torch import Tensor
 from models import checkpoint
 from models.checkpoint import MAX_GOLDEN_SAMPLES
 from models.manifest import Lineage, Manifest
-from models.store import ModelStore, Version
+from models.seen import Seen, read_seen, short_digests
+from models.store import ModelStore, StoreError, Version
 from training.source import TRAIN, VALIDATION
 from training.state import environment
 from training.train import Trained
@@ -31,9 +32,10 @@ def publish(
         models.store.StoreError: the store refuses.
     """
     manifest, golden = manifest_of(trained, run), golden_inputs(trained)
+    seen = seen_by(trained).with_parent(_seen_by_parent(trained.parent, store))
 
     def write(folder: Path) -> None:
-        checkpoint.save(folder, trained.network, manifest, golden)
+        checkpoint.save(folder, trained.network, manifest, golden, seen)
 
     return store.publish(name, write, run=run, by=by)
 
@@ -68,6 +70,14 @@ def manifest_of(trained: Trained, run: str | None = None) -> Manifest:
     )
 
 
+def seen_by(trained: Trained) -> Seen:
+    """The samples that the weights were learned from and chosen by."""
+    parts = trained.dataset.parts
+    none = short_digests([])
+    validation = parts[VALIDATION].source_digests() if VALIDATION in parts else none
+    return Seen.of(parts[TRAIN].source_digests(), validation)
+
+
 def golden_inputs(trained: Trained) -> Tensor:
     """Samples spread over the validation part (or the training part), before `finish`."""
     parts = trained.dataset.parts
@@ -75,3 +85,14 @@ def golden_inputs(trained: Trained) -> Tensor:
     stride = max(1, len(samples) // MAX_GOLDEN_SAMPLES)
     indices = range(0, len(samples), stride)[:MAX_GOLDEN_SAMPLES]
     return torch.stack([samples.read(index)[0] for index in indices])
+
+
+def _seen_by_parent(parent: str | None, store: ModelStore) -> Seen:
+    """Nothing, where the weights did not begin as those of a version in this store."""
+    if parent is None or ":" not in parent:
+        return Seen()
+    try:
+        version = store.resolve(parent)
+    except StoreError:
+        return Seen()
+    return read_seen(version.folder, version.manifest().files)

@@ -8,6 +8,7 @@ from collections.abc import Generator, Mapping, Sequence
 
 from torch import Tensor
 
+from models.seen import short_digests
 from training.faults import DatasetFaults
 from training.feed import Piece, pieces
 from training.order import in_turn
@@ -65,8 +66,8 @@ class Reading:
                 done += len(piece.digests) + len(piece.faults)
                 yield Progress("read", done, self._num_samples)
             self._digests[name] = digests
-            if buffer is not None:
-                self.parts[name] = Part(InMemory(buffer), part.targets)
+            samples = part.samples if buffer is None else InMemory(buffer)
+            self.parts[name] = Part(samples, part.targets, short_digests(digests))
         self._check_memory()
         if self._faults:
             raise DatasetFaults(self._source, self._faults)

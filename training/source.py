@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.seen import short_digests
 from training.samples import Samples
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
@@ -15,17 +16,31 @@ TRAIN, VALIDATION, TEST = "train", "validation", "test"
 
 @dataclass(frozen=True)
 class Part:
-    """Samples with their targets, int64 `[N]`: positions in the dataset's list of classes."""
+    """Samples with their targets.
+
+    Attributes:
+        samples: the inputs.
+        targets: int64 `[N]`, positions in the dataset's list of classes.
+        digests: uint8 `[N, 16]` of what the samples were read from, once that is known.
+    """
 
     samples: Samples
     targets: Tensor
+    digests: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def select(self, indices: Tensor) -> "Part":
         """Some of the samples, in the order of `indices`."""
-        return Part(self.samples.select(indices), self.targets[indices])
+        digests = None if self.digests is None else self.digests[indices]
+        return Part(self.samples.select(indices), self.targets[indices], digests)
+
+    def source_digests(self) -> Tensor:
+        """`digests`; taken now of samples that lay in memory from the start."""
+        if self.digests is not None:
+            return self.digests
+        return short_digests([self.samples.read(index)[1] for index in range(len(self))])
 
 
 @dataclass(frozen=True)
