@@ -21,6 +21,10 @@ MAX_SEEN_BYTES: Final = 1 << 30
 """Sixty-seven million samples."""
 
 
+class SeenDamaged(Exception):
+    """The list of seen samples is not what it should be."""
+
+
 @dataclass(frozen=True)
 class Seen:
     """Samples by the first 16 bytes of the sha256 of what they were read from.
@@ -73,26 +77,26 @@ def read_seen(folder: Path, files: Iterable[str]) -> Seen:
     """What the checkpoint in `folder` has seen; nothing where `files`, its manifest's, has no list.
 
     Raises:
-        ValueError: the file is not what it should be.
+        SeenDamaged: the file is not what it should be.
     """
     if SEEN not in files:
         return Seen()
     path = folder / SEEN
     try:
         if path.stat().st_size > MAX_SEEN_BYTES:
-            raise ValueError(f"{SEEN} has more than {MAX_SEEN_BYTES} bytes")
+            raise SeenDamaged(f"{SEEN} has more than {MAX_SEEN_BYTES} bytes")
         return _checked(load_file(path))
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{SEEN} cannot be read: {error}") from None
+        raise SeenDamaged(f"{SEEN} cannot be read: {error}") from None
 
 
 def _checked(tensors: Mapping[str, Tensor]) -> Seen:
     if tensors.keys() != {"train", "validation"}:
-        raise ValueError(f"{SEEN} must hold exactly train and validation")
+        raise SeenDamaged(f"{SEEN} must hold exactly train and validation")
     for name, tensor in tensors.items():
         shape = list(tensor.shape)
         if tensor.dtype != torch.uint8 or tensor.ndim != 2 or shape[1] != DIGEST_BYTES:
-            raise ValueError(f"{name} in {SEEN} must be uint8 [n, {DIGEST_BYTES}], not {shape}")
+            raise SeenDamaged(f"{name} in {SEEN} must be uint8 [n, {DIGEST_BYTES}], not {shape}")
     # Sorted again: a file from elsewhere is not believed to be.
     return Seen.of(tensors["train"], tensors["validation"])
 

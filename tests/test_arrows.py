@@ -33,6 +33,7 @@ LEVELS = (
     {"settings", "errors", "metrics", "auth"},
     {"logs", "flags"},
     {"engine", "jobs", "http"},
+    {"evaluation"},
     {"promotion"},
     {"api"},
     {"main"},
@@ -42,7 +43,8 @@ LEVEL_OF = {part: level for level, parts in enumerate(LEVELS) for part in parts}
 ONLY_WITH_ITS_MODULE = {"torch.load", "os.environ", "os.getenv", "PIL.Image.open"}
 TRAINERS = {
     *("app/api/datasets.py", "app/api/evaluations.py", "app/api/fine_tuning.py"),
-    *("app/promotion.py", "app/jobs/work.py", "app/__main__.py"),
+    *("app/evaluation/answer.py", "app/evaluation/evaluator.py", "app/evaluation/reader.py"),
+    *("app/evaluation/sitting.py", "app/promotion.py", "app/jobs/work.py", "app/__main__.py"),
 }
 
 HEAVY = {

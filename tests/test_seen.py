@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from test_train import config
 
 from models import checkpoint
-from models.seen import DIGEST_BYTES, SEEN, Seen, read_seen, short_digests
+from models.seen import DIGEST_BYTES, SEEN, Seen, SeenDamaged, read_seen, short_digests
 from models.store import ModelStore
 from training.config import DataConfig
 from training.datasets import open_dataset
@@ -79,7 +79,7 @@ def test_a_checkpoint_without_the_file_has_seen_nothing(tmp_path: Path) -> None:
 )
 def test_a_file_of_another_form_is_refused(tmp_path: Path, tensors: dict) -> None:
     save_file(tensors, tmp_path / SEEN)
-    with pytest.raises(ValueError, match="seen.safetensors"):
+    with pytest.raises(SeenDamaged, match="seen.safetensors"):
         read_seen(tmp_path, [SEEN])
 
 

@@ -4,8 +4,8 @@ What fits the memory budget is read once into one tensor; the rest is checked no
 later. Either way every fault is known before training begins.
 """
 
-from collections.abc import Generator, Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Generator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,7 @@ class Dataset:
     @property
     def measured_on(self) -> str:
         """The part that figures come from: `test`, else `validation`, else `train`."""
-        return next(name for name in (TEST, VALIDATION, TRAIN) if name in self.parts)
+        return measured_on(self.parts)
 
 
 def open_dataset(
@@ -121,6 +121,20 @@ def open_dataset(
         notes=source.notes,
         num_workers=num_workers,
     )
+
+
+def split_source(config: DataConfig) -> Source:
+    """The dataset that `config` names with its parts held out; nothing is decoded yet.
+
+    The parts are those of `open_dataset`. Raises as it does, faults inside files aside.
+    """
+    source = read_source(config)
+    return replace(source, parts=_held_out(source.parts, config))
+
+
+def measured_on(parts: Container[str]) -> str:
+    """The part that figures come from: `test`, else `validation`, else `train`."""
+    return next(name for name in (TEST, VALIDATION, TRAIN) if name in parts)
 
 
 def read_source(config: DataConfig) -> Source:

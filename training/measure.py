@@ -20,9 +20,10 @@ from training.report import Report
 from training.source import Part
 from training.trial import ClassesUnknown, classes_unknown, positions
 
-__all__ = ["ClassesUnknown", "Measured", "measure", "whole"]
+__all__ = ["ClassesUnknown", "Measured", "as_trained", "measure", "whole"]
 
 BATCH = 64
+SPLIT_OPTIONS = ("validation_fraction", "test_fraction", "split_seed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,17 @@ def whole(dataset: str, **options: object) -> DataConfig:
         training.config.ConfigError: an option is unknown or out of range.
     """
     return DataConfig.of(dataset=dataset, validation_fraction=0, test_fraction=0, **options)
+
+
+def as_trained(manifest: Manifest, dataset: str, **options: object) -> DataConfig:
+    """Settings of a built-in dataset under which the parts are those of the model's own training.
+
+    Raises:
+        training.config.ConfigError: an option is unknown or out of range.
+    """
+    trained = manifest.lineage.options if manifest.lineage.dataset == dataset else {}
+    shares = {name: trained[name] for name in SPLIT_OPTIONS if name in trained}
+    return DataConfig.of(dataset=dataset, **shares, **options)
 
 
 def _part(dataset: Dataset, name: str) -> Part:

@@ -171,13 +171,14 @@ def evaluate_model(
     taken that training holds out; of any other one, everything.
     """
     from training.builtin import NAMES
-    from training.config import DataConfig
-    from training.measure import whole
+    from training.measure import as_trained, whole
 
     version, checkpoint = _loaded(home, model)
     chosen = {"data_root": data_root, "label_column": label_column}
     config = (
-        DataConfig.of(dataset=dataset, **chosen) if dataset in NAMES else whole(dataset, **chosen)
+        as_trained(checkpoint.manifest, dataset, **chosen)
+        if dataset in NAMES
+        else whole(dataset, **chosen)
     )
     measured = _driven(checkpoint.network, checkpoint.manifest, config, device, part, as_json)
     if as_json:
