@@ -1,6 +1,6 @@
 """What is to be evaluated."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,3 +27,7 @@ class Question:
     leave_out_seen: bool | None = None
     top_k: tuple[int, ...] = (1, 3, 5)
     data_root: str = "data"
+
+    def between(self, model: str, compare_to: str | None) -> "Question":
+        """The same about two versions, on what neither of them has seen."""
+        return replace(self, model=model, compare_to=compare_to, leave_out_seen=True)
