@@ -1,0 +1,1 @@
+"""Long work: rows that survive, the processes that do it, and what owns them."""
