@@ -6,6 +6,12 @@
     │   ├── MediaTypeRefused    415  a content type or encoding that is not read here
     │   └── BodyTooLarge        413  more bytes or elements than the limit
     ├── NotFound                404  no such thing
+    │   ├── JobUnknown
+    │   └── NoSuchEvaluation         it has no report
+    ├── Conflict                409  not as things stand
+    │   ├── JobConflict              the job's state does not allow it
+    │   ├── IdempotencyKeyReused     the same key came with another request
+    │   └── NotPromoted              a rule does not hold, or there is nothing to move
     ├── Overloaded              429  a bound is reached; `retry_after_s` says when to come back
     │   └── QueueFull                too many inputs wait for this model
     ├── DeadlineExceeded        504  the request's time was up before its answer
@@ -13,7 +19,8 @@
     ├── Unavailable             503  not now: starting, draining, a version that cannot be loaded
     │   ├── Draining
     │   ├── LoadFailed
-    │   └── DeviceLost
+    │   ├── DeviceLost
+    │   └── DatabaseUnavailable      the job database is locked, gone or full
     └── ForwardFailed           500  the network itself raised
 
 Errors of `models` and `training` keep their own names; the table knows them. `/v1` answers
@@ -28,6 +35,7 @@ from typing import Any
 from models.checkpoint import CheckpointError
 from models.networks import NetworkError
 from models.picture import PictureError, PictureTooLarge, PictureUnsupported
+from models.seen import SeenDamaged
 from models.store_error import (
     AliasMoved,
     BadName,
@@ -69,6 +77,30 @@ class NotFound(ServiceError):
     """No such thing."""
 
 
+class JobUnknown(NotFound):
+    """No job has this id."""
+
+
+class Conflict(ServiceError):
+    """Not as things stand."""
+
+
+class JobConflict(Conflict):
+    """The job's state does not allow it."""
+
+
+class IdempotencyKeyReused(Conflict):
+    """The same `Idempotency-Key` came with another request."""
+
+
+class NoSuchEvaluation(NotFound):
+    """No such evaluation, or none that has a report."""
+
+
+class NotPromoted(Conflict):
+    """A rule does not hold, or the alias holds this version already."""
+
+
 class Overloaded(ServiceError):
     """A bound is reached."""
 
@@ -105,6 +137,10 @@ class DeviceLost(Unavailable):
     """The device answers no more; the process ends so that its supervisor starts another."""
 
 
+class DatabaseUnavailable(Unavailable):
+    """The job database is locked, gone or full."""
+
+
 class ForwardFailed(ServiceError):
     """The network itself raised."""
 
@@ -128,6 +164,7 @@ STATUS: Mapping[type[Exception], int] = {
     MediaTypeRefused: 415,
     BodyTooLarge: 413,
     NotFound: 404,
+    Conflict: 409,
     Overloaded: 429,
     DeadlineExceeded: 504,
     Unavailable: 503,
@@ -145,6 +182,7 @@ STATUS: Mapping[type[Exception], int] = {
     StoreDamaged: 503,
     LocksUnsupported: 503,
     CheckpointError: 503,
+    SeenDamaged: 503,
     NetworkError: 503,
 }
 RETRY_AFTER_S = 1.0

@@ -11,6 +11,7 @@ from starlette.routing import BaseRoute, Route
 
 from app.api.docs_page import mount_docs
 from app.api.error_answers import RequestEdge, install_error_answers
+from app.api.evaluations import EvaluationLimits, evaluation_routes
 from app.api.health import health_routes
 from app.api.predict import PredictRoute
 from app.api.registry import registry_routes
@@ -25,8 +26,13 @@ from app.engine.decoding import Decoder
 from app.engine.live import LiveModels
 from app.engine.loading import LoadedVersion, load_version
 from app.engine.predictor import Predictor
+from app.evaluation.documents import Documents
+from app.evaluation.evaluator import Evaluator
+from app.examiner import Examiner
 from app.http.access import AccessLog
 from app.http.origin import OriginGuard, OriginPolicy
+from app.jobs.database import Database
+from app.jobs.store import JobStore
 from app.metrics import BATCH_BUCKETS, Histogram, Metrics, ModelFigures
 from app.settings import Settings
 from models.device import choose_device, thread_count
@@ -38,6 +44,7 @@ TAGS: Final = [
     {"name": "predict", "description": "Ask a model."},
     V2_TAG,
     {"name": "models", "description": "What the store holds."},
+    {"name": "evaluations", "description": "Measure, compare, promote."},
     {"name": "health", "description": "Probes and figures."},
 ]
 
@@ -63,6 +70,7 @@ def create_app(settings: Settings, *, draining: Callable[[], bool] = lambda: Fal
         models.device.DeviceUnavailable: the wanted device is not here.
     """
     engine = build_engine(settings)
+    examiner = build_examiner(settings, engine)
     metrics = Metrics(figures=lambda: _figures(engine.live))
 
     def not_ready() -> str | None:
@@ -73,7 +81,9 @@ def create_app(settings: Settings, *, draining: Callable[[], bool] = lambda: Fal
         engine.batcher.start()
         engine.decoder.warm_up()
         await engine.live.start()
+        examiner.start()
         yield
+        await examiner.stop()
         await engine.live.stop()
         await engine.batcher.stop(settings.drain_s)
         engine.decoder.close()
@@ -90,6 +100,17 @@ def create_app(settings: Settings, *, draining: Callable[[], bool] = lambda: Fal
     # First in the list: every request walks it from the start.
     app.router.routes[:0] = _hot_routes(settings, engine.live, not_ready)
     app.include_router(registry_routes(engine.store, engine.live))
+    app.include_router(
+        evaluation_routes(
+            examiner,
+            engine.store,
+            EvaluationLimits(
+                wait_s=settings.evaluation_wait_s,
+                datasets=settings.home / "datasets",
+                data_root=settings.data_root,
+            ),
+        )
+    )
     app.include_router(health_routes(not_ready, metrics))
     mount_docs(app)
     install_schema(
@@ -142,6 +163,18 @@ def build_engine(settings: Settings) -> Engine:
         watch_interval_s=settings.watch_interval_s,
     )
     return Engine(store, batcher, decoder, live)
+
+
+def build_examiner(settings: Settings, engine: Engine) -> Examiner:
+    """What evaluates and promotes, not yet started."""
+    settings.home.mkdir(parents=True, exist_ok=True)
+    return Examiner(
+        JobStore(Database(f"sqlite:///{settings.home / 'jobs.db'}")),
+        Documents(settings.home / "evaluations"),
+        Evaluator(engine.live, settings.threads or thread_count()),
+        engine.store,
+        settings.evaluation_timeout_s,
+    )
 
 
 def _hot_routes(

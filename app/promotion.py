@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from app.errors import NotPromoted
 from app.evaluation.answer import Evaluation
 from app.evaluation.evaluator import Evaluator
 from app.evaluation.question import Question
@@ -72,10 +73,6 @@ class Promotion:
         }
 
 
-class AlreadyHeld(Exception):
-    """The alias holds this version already."""
-
-
 async def promote(
     proposal: Proposal,
     evaluator: Evaluator,
@@ -93,7 +90,7 @@ async def promote(
         watch: as `Evaluator.evaluate` takes it.
 
     Raises:
-        AlreadyHeld: there is nothing to move.
+        NotPromoted: there is nothing to move.
         models.store.AliasMoved: somebody else moved it meanwhile; nothing is changed.
         As `Evaluator.evaluate`, but for `NoEvidence`, which is a refusal.
     """
@@ -101,7 +98,7 @@ async def promote(
     aliases = await asyncio.to_thread(store.aliases, name)
     previous = aliases.get(alias)
     if previous == version:
-        raise AlreadyHeld(f"{name}@{alias} holds version {version} already")
+        raise NotPromoted(f"{name}@{alias} holds version {version} already")
     question = proposal.question.between(
         f"{name}:{version}", None if previous is None else f"{name}:{previous}"
     )

@@ -35,6 +35,7 @@ LEVELS = (
     {"engine", "jobs", "http"},
     {"evaluation"},
     {"promotion"},
+    {"examiner"},
     {"api"},
     {"main"},
     {"__main__"},

@@ -7,10 +7,11 @@ from conftest import publish_cnn
 from pydantic import ValidationError
 from test_evaluation import digits, engine, trained_store
 
+from app.errors import NotPromoted
 from app.evaluation.evaluator import Evaluator
 from app.evaluation.rule import Rule
 from app.main import Engine
-from app.promotion import AlreadyHeld, Promotion, Proposal, promote
+from app.promotion import Promotion, Proposal, promote
 from models.store import AliasMoved
 
 __all__ = ["engine", "trained_store"]
@@ -110,7 +111,7 @@ async def test_samples_that_were_seen_are_no_evidence(engine: Engine) -> None:
 
 
 async def test_what_is_held_already_is_not_promoted(engine: Engine) -> None:
-    with pytest.raises(AlreadyHeld):
+    with pytest.raises(NotPromoted):
         await promoted(engine, version=1, threshold=0.0)
 
 

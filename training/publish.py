@@ -1,5 +1,7 @@
 """What was trained becomes a version in the model store, with where it comes from."""
 
+import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -96,3 +98,47 @@ def _seen_by_parent(parent: str | None, store: ModelStore) -> Seen:
     except StoreError:
         return Seen()
     return read_seen(version.folder, version.manifest().files)
+
+
+def with_temperature(
+    store: ModelStore,
+    version: Version,
+    temperature: float,
+    *,
+    source: str,
+    dataset: str,
+    by: str = "local",
+) -> Version:
+    """Publish the same weights as a new version whose probabilities are softened or sharpened.
+
+    Args:
+        store: where.
+        version: whose weights, golden inputs and list of seen samples are taken over.
+        temperature: the network's own logits are divided by it.
+        source: what fitted it, such as the id of an evaluation.
+        dataset: on which samples.
+        by: who, for the alias's history.
+
+    Raises:
+        models.store.StoreError: the store refuses.
+        models.checkpoint.CheckpointError: the version cannot be read.
+    """
+    manifest = version.manifest()
+    lineage = manifest.lineage.model_copy(
+        update={
+            "parent": str(version),
+            "method": "calibrate",
+            "options": {**manifest.lineage.options, "calibrated_on": dataset, "source": source},
+            "run": None,
+        }
+    )
+    changed = manifest.model_copy(
+        update={"temperature": temperature, "lineage": lineage, "created": datetime.now(UTC)}
+    )
+
+    def write(folder: Path) -> None:
+        for name in manifest.files:
+            shutil.copyfile(version.folder / name, folder / name)
+        checkpoint.seal(folder, changed)
+
+    return store.publish(version.name, write, by=by)
