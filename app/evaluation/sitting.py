@@ -25,11 +25,14 @@ from training.source import Part
 from training.trial import Answered, ClassesUnknown, Contender, Findings, Trial, run_trial
 
 IN_FLIGHT: Final = 2
-"""Batches given to the predictor: one computes, the next one waits behind it."""
+"""Requests given to the predictor: one computes, the next one waits behind it."""
 PIECE_S: Final = 0.01
 """About so long a thread reads before it hands over, so that whoever decodes a picture gets one."""
-GENTLE_MS: Final = 4.0
+GENTLE_MS: Final = 1.5
 """So long may a batch compute while others are asking; a single row may take longer."""
+ITEM_BATCHES: Final = 4
+"""So many batches are asked for at once where nobody else asks; whoever comes goes between them."""
+MAX_REST_S: Final = 0.05
 MAX_FAULTS_LISTED: Final = 20
 MAX_TIMED: Final = 128
 NUM_ALONE: Final = 15
@@ -64,6 +67,7 @@ class Sitting:
         self._num_unreadable = 0
         self._batches: list[list[tuple[float, int]]] = [[] for _ in predictors]
         self._last: Piece | None = None
+        self._last_ms = 0.0
 
     def run(self) -> Evaluation:
         """Read, ask, count, and say what was found."""
@@ -176,11 +180,11 @@ class Sitting:
             held, num_held = [rest.rows(slice(wanted, None))], num_held - wanted
 
     def _batch_rows(self) -> int:
-        """As many as fit a batch; while others ask, as many as compute in a moment."""
+        """As many as fit a few batches; while others ask, as many as compute in a moment."""
         lanes = [one.lane for one in self._predictors]
         largest = min(lane.largest_batch for lane in lanes)
         if self._asking.is_quiet:
-            return largest
+            return ITEM_BATCHES * largest
         rows = largest
         while rows > 1 and max(lane.expected_ms(rows) for lane in lanes) > GENTLE_MS:
             rows //= 2
@@ -192,14 +196,20 @@ class Sitting:
         try:
             for item in items:
                 asked.append((item, self._ask(item)))
-                if len(asked) == IN_FLIGHT:
+                while len(asked) >= (IN_FLIGHT if self._asking.is_quiet else 1):
                     yield self._answer(*asked.popleft())
+                    self._rest()
             while asked:
                 yield self._answer(*asked.popleft())
         finally:
             for _, futures in asked:
                 for future in futures:
                     future.cancel()
+
+    def _rest(self) -> None:
+        """While others ask, leave them the device for as long as the last batch had it."""
+        if not self._asking.is_quiet:
+            time.sleep(min(MAX_REST_S, self._last_ms / 1000))
 
     def _ask(self, item: Piece) -> "list[Future[Prediction]]":
         self._last = item
@@ -212,6 +222,7 @@ class Sitting:
         logits = []
         for place, future in enumerate(futures):
             prediction = self._asking.wait(future)
+            self._last_ms = prediction.compute_ms
             if len(self._batches[place]) < MAX_TIMED:
                 self._batches[place].append((prediction.compute_ms, len(item.indices)))
             temperature = self._temperatures[place]
