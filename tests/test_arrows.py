@@ -37,7 +37,7 @@ LEVELS = (
     {"promotion"},
     {"examiner"},
     {"api"},
-    {"main"},
+    {"main", "key_commands"},
     {"__main__"},
 )
 LEVEL_OF = {part: level for level, parts in enumerate(LEVELS) for part in parts}
@@ -45,13 +45,8 @@ ONLY_WITH_ITS_MODULE = {"torch.load", "os.environ", "os.getenv", "PIL.Image.open
 TRAINERS = {
     *("app/api/datasets.py", "app/api/evaluations.py", "app/api/fine_tuning.py"),
     *("app/evaluation/answer.py", "app/evaluation/evaluator.py", "app/evaluation/reader.py"),
-    *(
-        "app/evaluation/rule.py",
-        "app/evaluation/sitting.py",
-        "app/promotion.py",
-        "app/jobs/work.py",
-        "app/__main__.py",
-    ),
+    *("app/evaluation/rule.py", "app/evaluation/sitting.py", "app/promotion.py"),
+    *("app/examiner.py", "app/jobs/work.py", "app/__main__.py"),
 }
 
 HEAVY = {

@@ -3,6 +3,7 @@
 The command line, the HTTP API and Python share these classes. Imports no torch.
 """
 
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -36,7 +37,12 @@ class Config(BaseModel):
             return cls.model_validate(values)
         except ValidationError as error:
             details = error.errors(include_url=False)
-            raise ConfigError("; ".join(_sentence(detail) for detail in details)) from None
+            raise ConfigError("; ".join(_sentences(details, cls.called))) from None
+
+    @classmethod
+    def called(cls, field: str) -> str:
+        """What whoever sets it calls a field."""
+        return option_name(field)
 
 
 class DataConfig(Config):
@@ -114,9 +120,31 @@ class FitConfig(Config):
     early_stopping: Count = Field(
         default=0, description="Epochs without a better validation before the run ends; 0 is never."
     )
+    class_weights: Literal["none", "balanced"] = Field(
+        default="none",
+        description="balanced lets rare classes weigh as much as frequent ones.",
+    )
     augment: Literal["none", "shift", "digits", "natural"] = Field(
         default="none",
         description="Random changes of training pictures; only natural mirrors them.",
+    )
+    mixup: Annotated[float, Field(ge=0, le=10)] = Field(
+        default=0.0,
+        description="Mixes each sample with another, by a share from Beta(mixup, mixup); 0 is off.",
+    )
+    cutmix: Annotated[float, Field(ge=0, le=10)] = Field(
+        default=0.0,
+        description="Puts a rectangle of one picture into another, of an area from Beta(cutmix, "
+        "cutmix); 0 is off.",
+    )
+    determinism: Literal["auto", "exact", "fast"] = Field(
+        default="auto",
+        description="exact refuses what could give other bits when resumed; auto is exact on a "
+        "processor and fast on a GPU.",
+    )
+    processes: Annotated[int, Field(ge=0, le=64)] = Field(
+        default=0,
+        description="Processes that train together, each on a device of its own; 0 and 1 are one.",
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto", description="auto is bf16 on GPUs that have it and fp32 elsewhere."
@@ -200,10 +228,19 @@ def option_name(field: str) -> str:
     return SHORT_OPTIONS.get(field, "--" + field.replace("_", "-"))
 
 
-def _sentence(detail: Any) -> str:
-    field = str(detail["loc"][0]) if detail["loc"] else "settings"
-    name = option_name(field)
+def _sentences(details: Sequence[Any], called: Callable[[str], str]) -> Iterator[str]:
+    """One sentence a field; a field that may also be a word complains about that as well."""
+    by_field: dict[str, list[Any]] = {}
+    for detail in details:
+        by_field.setdefault(str(detail["loc"][0]) if detail["loc"] else "", []).append(detail)
+    for field, (first, *others) in by_field.items():
+        words = [one["ctx"]["expected"] for one in others if "expected" in one.get("ctx", {})]
+        yield _sentence(first, called(field) if field else "settings", words)
+
+
+def _sentence(detail: Any, name: str, words: Sequence[str]) -> str:
     if detail["type"] == "extra_forbidden":
         return f"{name} is not a setting here"
     problem = detail["msg"][0].lower() + detail["msg"][1:]
-    return f"{name}: {problem.replace('input should', 'it should')}; it is {detail['input']!r}"
+    problem = " or ".join([problem.replace("input should", "it should"), *words])
+    return f"{name}: {problem}; it is {detail['input']!r}"

@@ -99,6 +99,13 @@ def open_dataset(
         DatasetFaults: everything that is wrong with it, with names.
     """
     source = read_source(config) if pairs is None else source_of_pairs(pairs)
+    return (yield from open_source(source, config, preprocessing))
+
+
+def open_source(
+    source: Source, config: DataConfig, preprocessing: Preprocessing | None = None
+) -> Generator[Progress, None, Dataset]:
+    """What a reader found, read, checked, split and preprocessed; see `open_dataset`."""
     if len(source.classes) < 2:
         raise DatasetFaults(source.name, [f"all labels are {source.classes[0]!r}; two are needed"])
     look = source.parts[TRAIN].samples.look()
@@ -121,6 +128,11 @@ def open_dataset(
         notes=source.notes,
         num_workers=num_workers,
     )
+
+
+def split_by(dataset: Dataset, config: DataConfig) -> Dataset:
+    """`dataset`, opened with nothing held out, split as `config` says."""
+    return replace(dataset, parts=_held_out(dataset.parts, config))
 
 
 def split_source(config: DataConfig) -> Source:

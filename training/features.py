@@ -6,7 +6,7 @@ but the sample: they are the same in every epoch and in any batch, and may be st
 
 import copy
 import hashlib
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -17,16 +17,18 @@ from torch import Tensor, nn
 from models.heads import last_layer
 from models.preprocessing import Preprocessing, TensorInput
 from training.datasets import Dataset
+from training.feature_cache import FeatureCache
 from training.feed import feed_for
 from training.layout import laid_out, layout_of
-from training.order import in_turn
+from training.order import Batch
 from training.progress import Progress
-from training.samples import InMemory, Samples, digest_of
-from training.snapshot import Snapshot, Snapshots
+from training.samples import InMemory
 from training.source import Part
 
 FEATURE_BATCH = 16
-FEATURES = "features"
+KEPT_AT_ONCE = 128
+"""Samples whose features are written together: so many are computed again after a kill."""
+CACHE_BYTES = 4096 << 20
 
 
 class HeadUnseparable(Exception):
@@ -54,15 +56,24 @@ def separate_head(network: nn.Module) -> tuple[str, nn.Sequential]:
 
 
 def features_of(
-    network: nn.Module, dataset: Dataset, device: torch.device, cache: Path | None = None
+    network: nn.Module,
+    dataset: Dataset,
+    device: torch.device,
+    cache: Path | None = None,
+    cache_bytes: int = CACHE_BYTES,
 ) -> Generator[Progress, None, Dataset]:
     """`dataset` with its samples replaced by their features, float32, in memory.
+
+    Batches are filled up to one size, so that a sample's features are the same bits whatever
+    else is computed with it, and whatever of them was there before.
 
     Args:
         network: with the head that `separate_head` found; put into `eval()`.
         dataset: any; the parts and targets stay.
         device: where the backbone computes.
-        cache: a folder where features are kept under the names of everything that decides them.
+        cache: a folder where features are kept, by sample, for all runs; what an interrupted run
+            has computed is there too.
+        cache_bytes: how large it may grow.
 
     Yields:
         Samples done, in the phase `features`.
@@ -72,32 +83,65 @@ def features_of(
     """
     path, head = separate_head(network)
     network.to(device).to(memory_format=layout_of(network)).eval()
-    store = Snapshots(cache / _key(network, path, dataset)) if cache else None
-    kept = store.newest() if store else None
-    if kept:
-        return _with_features(dataset, kept.tensors[FEATURES])
-    features = yield from _compute(network, path, head, dataset, device)
-    if store:
-        store.save(0, Snapshot({FEATURES: features}, {}))
-    return _with_features(dataset, features)
-
-
-def _compute(
-    network: nn.Module, path: str, head: nn.Module, dataset: Dataset, device: torch.device
-) -> Generator[Progress, None, dict[str, Tensor]]:
-    num_samples, done = sum(len(part) for part in dataset.parts.values()), 0
-    found: dict[str, list[Tensor]] = {name: [] for name in dataset.parts}
+    kept = FeatureCache(cache, _key(network, path, dataset, device), cache_bytes) if cache else None
+    digests = {name: _digests(part) for name, part in dataset.parts.items()}
+    wanted = frozenset(digest for part in digests.values() for digest in part)
+    found = kept.read(wanted) if kept else {}
+    num_samples, done = sum(map(len, digests.values())), 0
     for name, part in dataset.parts.items():
-        feed = feed_for(part, device, dataset.num_workers)
-        with closing(feed(in_turn(len(part), FEATURE_BATCH))) as batches:
-            for _, inputs, targets in batches:
-                features, logits = _through(network, path, dataset.preprocessing.finish(inputs))
-                if not done:
-                    _check(head, features, logits)
-                found[name].append(features.cpu())
-                done += len(targets)
-                yield Progress("features", done, num_samples)
-    return {name: torch.cat(pieces) for name, pieces in found.items()}
+        missing = [i for i, digest in enumerate(digests[name]) if digest not in found]
+        new: list[bytes] = []
+        try:
+            with closing(_computed(network, path, head, dataset, part, missing, device)) as batches:
+                for indices, features in batches:
+                    names = [digests[name][index] for index in indices]
+                    found.update(zip(names, features, strict=True))
+                    new += names
+                    if len(new) >= KEPT_AT_ONCE:
+                        _keep(kept, new, found)
+                    done += len(names)
+                    yield Progress("features", done, num_samples)
+        finally:
+            _keep(kept, new, found)
+    stored = {name: torch.stack([found[one] for one in each]) for name, each in digests.items()}
+    return _with_features(dataset, stored)
+
+
+def _keep(cache: FeatureCache | None, new: list[bytes], found: Mapping[bytes, Tensor]) -> None:
+    if cache and new:
+        cache.add(new, torch.stack([found[digest] for digest in new]))
+    new.clear()
+
+
+def _computed(
+    network: nn.Module,
+    path: str,
+    head: nn.Module,
+    dataset: Dataset,
+    part: Part,
+    missing: Sequence[int],
+    device: torch.device,
+) -> Generator[tuple[list[int], Tensor], None, None]:
+    """Features of the samples at `missing`, a batch at a time, on the CPU."""
+    chosen = torch.tensor(missing, dtype=torch.int64)
+    order = (Batch(step, 0, each) for step, each in enumerate(chosen.split(FEATURE_BATCH)))
+    if not missing:
+        return
+    feed = feed_for(part, device, dataset.num_workers)
+    with closing(feed(order)) as batches:
+        for batch, inputs, _ in batches:
+            filled = torch.cat(
+                [inputs, inputs[:1].expand(FEATURE_BATCH - len(inputs), *inputs.shape[1:])]
+            )
+            features, logits = _through(network, path, dataset.preprocessing.finish(filled))
+            if batch.step == 0:
+                _check(head, features, logits)
+            yield batch.indices.tolist(), features[: len(inputs)].cpu()
+
+
+def _digests(part: Part) -> tuple[bytes, ...]:
+    """What tells each sample from every other: known if it was read, else read now."""
+    return part.digests or tuple(part.samples.read(index)[1] for index in range(len(part)))
 
 
 def _through(network: nn.Module, path: str, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -128,28 +172,22 @@ def _check(head: nn.Module, features: Tensor, logits: Tensor) -> None:
 
 def _with_features(dataset: Dataset, stored: Mapping[str, Tensor]) -> Dataset:
     shape = tuple(next(iter(stored.values())).shape[1:])
-    parts = {name: Part(InMemory(stored[name]), dataset.parts[name].targets) for name in stored}
+    parts = {
+        name: replace(part, samples=InMemory(stored[name])) for name, part in dataset.parts.items()
+    }
     return replace(
         dataset, parts=parts, preprocessing=Preprocessing(steps=(TensorInput(shape=shape),))
     )
 
 
-def _key(network: nn.Module, path: str, dataset: Dataset) -> str:
-    """Everything that decides the features: weights below the head, samples, preprocessing."""
-    digest = hashlib.sha256(f"{dataset.fingerprint} {torch.__version__}".encode())
+def _key(network: nn.Module, path: str, dataset: Dataset, device: torch.device) -> str:
+    """Everything that decides the bits of a sample's features, but the sample."""
+    processor = torch.backends.cpu.get_cpu_capability()
+    machine = f"{torch.__version__} {device.type} {processor} {torch.get_num_threads()}"
+    digest = hashlib.sha256(machine.encode())
     digest.update(dataset.preprocessing.model_dump_json().encode())
     for name, tensor in sorted(network.state_dict().items()):
         if not name.startswith(path + "."):
             digest.update(name.encode())
             digest.update(tensor.cpu().contiguous().numpy().tobytes())
-    for name, part in sorted(dataset.parts.items()):
-        digest.update(f"{name} {part.targets.tolist()}".encode())
-        digest.update(_identity(part.samples))
     return digest.hexdigest()
-
-
-def _identity(samples: Samples) -> bytes:
-    """Tells which samples of the dataset these are."""
-    if isinstance(samples, InMemory):
-        return digest_of(samples.data)
-    return "\0".join(samples.name(index) for index in range(len(samples))).encode()

@@ -23,6 +23,7 @@ from training.config import FitConfig
 from training.datasets import Dataset
 from training.feed import feed_for, finished_ahead
 from training.layout import laid_out, layout_of
+from training.mixing import mixed
 from training.optim import learning_rate_at, optimizer_for, parameter_groups
 from training.order import Batch, Order
 from training.pace import Pace
@@ -35,6 +36,11 @@ from training.validation import validate
 
 LONGEST_SILENCE_S = 0.1
 """The loop yields at least this often, or every step where one takes longer."""
+
+
+def never() -> bool:
+    """Nobody asks a run to stop."""
+    return False
 
 
 class LossNotFinite(Exception):
@@ -71,6 +77,7 @@ def fit(
     snapshots: Path | None = None,
     train_mode: Callable[[nn.Module], object] = nn.Module.train,
     scale_of: Callable[[str], float] | None = None,
+    stop: Callable[[], bool] = never,
 ) -> Generator[Progress, None, FitResult]:
     """Train `network` on `dataset`.
 
@@ -82,6 +89,8 @@ def fit(
             written there every so often, at the end, and when the generator is closed.
         train_mode: puts the network into training mode; replaced where a part of it stays frozen.
         scale_of: a parameter's name to the factor of its learning rate.
+        stop: asked after every step; once it says yes, the weights of that moment are validated
+            and the run ends with the best ones.
 
     Yields:
         Phase `train`: the loss every `report_every` steps and signs of life in between; phase
@@ -92,10 +101,10 @@ def fit(
         SnapshotMismatch: the folder's snapshots belong to another run.
         models.device.DeviceUnavailable: there is no such device.
     """
-    run = _Run(network, dataset, config, train_mode, scale_of)
+    run = _Run(network, dataset, config, train_mode, scale_of, stop)
     store = Snapshots(snapshots) if snapshots else None
     snapshot = store.newest() if store else None
-    with _repeatable(run.device, _threads(config, snapshot)):
+    with _repeatable(run.device, _threads(config, snapshot), config.determinism):
         run.resume(snapshot)
         try:
             for progress in run.loop():
@@ -118,7 +127,9 @@ class _Run:
         config: FitConfig,
         train_mode: Callable[[nn.Module], object],
         scale_of: Callable[[str], float] | None,
+        stop: Callable[[], bool],
     ) -> None:
+        self.stop, self.is_stopped = stop, False
         self.config, self.dataset, self.train_mode = config, dataset, train_mode
         self.device = choose_device(config.device)
         self.layout = layout_of(network)
@@ -136,6 +147,7 @@ class _Run:
         held_out, num_workers = dataset.validation, dataset.num_workers
         self.feed = feed_for(train, self.device, num_workers)
         self.validation = feed_for(held_out, self.device, num_workers) if held_out else None
+        self.weights = _class_weights(dataset, config, self.device)
         self.notes: tuple[str, ...] = ()
 
     def resume(self, snapshot: Snapshot | None) -> None:
@@ -149,10 +161,17 @@ class _Run:
     def loop(self) -> Iterator[Progress]:
         """Train and validate, epoch by epoch, until the last or until it no longer helps."""
         with closing(self.feed(self.order.batches(self.state.step))) as batches:
-            while len(self.state.history) < self.config.epochs and not self.stopped_early:
+            while not self.is_over:
                 self.train_mode(self.state.network)
                 yield from self._train_epoch(batches)
                 yield from self._end_epoch()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is no epoch to come."""
+        history = self.state.history
+        asked = bool(history) and (self.is_stopped or self.stop())
+        return len(history) >= self.config.epochs or self.stopped_early or asked
 
     @property
     def stopped_early(self) -> bool:
@@ -194,6 +213,10 @@ class _Run:
                 yield self._report(batch, logits, targets)
             elif self.pace.is_due("yield", LONGEST_SILENCE_S):
                 yield self._progress(batch)
+            if self.state.step < end and self.stop():
+                self.is_stopped = True
+                yield self._report(batch, logits, targets)
+                return
 
     def _step(self, batch: Batch, inputs: Tensor, targets: Tensor) -> Tensor:
         """One change of the weights; the loss stays on the device, nothing waits for it."""
@@ -201,11 +224,16 @@ class _Run:
         seed_device(self.device, seed_for(config.seed, "step", step=batch.step))
         if self.augment:
             inputs = self.augment(inputs, batch.epoch, batch.indices)
-        x = laid_out(self.finish_train(inputs), self.layout)
+        x, others, share = self.finish_train(inputs), targets, 1.0
+        if config.mixup or config.cutmix:
+            x, others, share = mixed(
+                x, targets, config.mixup, config.cutmix, config.seed, batch.step
+            )
         with self.autocast():
-            logits = state.network(x)
-        smoothing = config.label_smoothing
-        loss = F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
+            logits = state.network(laid_out(x, self.layout))
+        loss = share * self._loss(logits, targets)
+        if share < 1:
+            loss = loss + (1 - share) * self._loss(logits, others)
         state.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         if config.gradient_clip:
@@ -218,6 +246,14 @@ class _Run:
         answers: Tensor = logits.detach()
         return answers
 
+    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Mean over the batch; a sample counts as much as its class weighs."""
+        smoothing, logits = self.config.label_smoothing, logits.float()
+        if self.weights is None:
+            return F.cross_entropy(logits, targets, label_smoothing=smoothing)
+        each = F.cross_entropy(logits, targets, label_smoothing=smoothing, reduction="none")
+        return (each * self.weights[targets]).mean()
+
     def _report(self, batch: Batch, logits: Tensor, targets: Tensor) -> Progress:
         """Bring the losses since the last report off the device, all at once."""
         losses = _numbers(self.state.unreported)
@@ -229,7 +265,7 @@ class _Run:
         self.state.unreported.clear()
         self.last = replace(
             self.last,
-            loss=sum(losses) / len(losses),
+            loss=sum(losses) / len(losses) if losses else self.last.loss,
             accuracy=float((logits.argmax(1) == targets).float().mean()),
             images_per_second=self.pace.images_per_second(),
         )
@@ -247,7 +283,8 @@ class _Run:
     def _end_epoch(self) -> Iterator[Progress]:
         """Validate, keep the weights if they are the best, and write the epoch down."""
         state, number = self.state, len(self.state.history) + 1
-        record = Epoch(number, state.step, state.epoch_loss / self.order.steps_per_epoch)
+        num_steps = state.step - self.order.steps_per_epoch * (number - 1)
+        record = Epoch(number, state.step, state.epoch_loss / num_steps)
         if self.validation and self.dataset.validation:
             num_samples = len(self.dataset.validation)
             state.answering.eval()
@@ -293,6 +330,15 @@ def _train_part(dataset: Dataset, *, is_changed: bool) -> tuple[Part, Callable[[
     return (dataset.train, finish) if is_changed else finished_ahead(dataset.train, finish)
 
 
+def _class_weights(dataset: Dataset, config: FitConfig, device: torch.device) -> Tensor | None:
+    """float32 `[classes]`, with a mean of 1 over the training samples; None where all are 1."""
+    if config.class_weights == "none":
+        return None
+    counts = dataset.train.targets.bincount(minlength=len(dataset.classes)).float()
+    present = int((counts > 0).sum())
+    return (counts.sum() / (present * counts.clamp(min=1))).to(device)
+
+
 def _autocast(config: FitConfig, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
     """bf16 where it is wanted; `auto` wants it on GPUs, whose hardware has it.
 
@@ -311,15 +357,20 @@ def _threads(config: FitConfig, snapshot: Snapshot | None) -> int:
 
 
 @contextmanager
-def _repeatable(device: torch.device, threads: int) -> Iterator[None]:
-    """This many threads, and cuDNN's repeatable algorithms, while a run lasts."""
-    cudnn = torch.backends.cudnn
+def _repeatable(device: torch.device, threads: int, determinism: str) -> Iterator[None]:
+    """This many threads and cuDNN's repeatable algorithms while a run lasts; if it must be
+    exact, operations that have no repeatable form are refused.
+    """
+    cudnn, mode = torch.backends.cudnn, torch.get_deterministic_debug_mode()
     before = cudnn.deterministic, cudnn.benchmark, torch.get_num_threads()
     torch.set_num_threads(threads)
     if device.type == "cuda":
         cudnn.deterministic, cudnn.benchmark = True, False
+    if determinism == "exact" or (determinism == "auto" and device.type == "cpu"):
+        torch.set_deterministic_debug_mode("error")
     try:
         yield
     finally:
         cudnn.deterministic, cudnn.benchmark = before[:2]
         torch.set_num_threads(before[2])
+        torch.set_deterministic_debug_mode(mode)

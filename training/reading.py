@@ -8,7 +8,6 @@ from collections.abc import Generator, Mapping, Sequence
 
 from torch import Tensor
 
-from models.seen import short_digests
 from training.faults import DatasetFaults
 from training.feed import Piece, pieces
 from training.order import in_turn
@@ -67,7 +66,8 @@ class Reading:
                 yield Progress("read", done, self._num_samples)
             self._digests[name] = digests
             samples = part.samples if buffer is None else InMemory(buffer)
-            self.parts[name] = Part(samples, part.targets, short_digests(digests))
+            whole = tuple(digests) if len(digests) == len(part) else ()
+            self.parts[name] = Part(samples, part.targets, whole)
         self._check_memory()
         if self._faults:
             raise DatasetFaults(self._source, self._faults)

@@ -19,27 +19,27 @@ class Part:
     """Samples with their targets.
 
     Attributes:
-        samples: the inputs.
-        targets: int64 `[N]`, positions in the dataset's list of classes.
-        digests: uint8 `[N, 16]` of what the samples were read from, once that is known.
+        samples: inputs by index.
+        targets: int64 `[N]`: positions in the dataset's list of classes.
+        digests: the sha256 of what each sample was read from, once all were read.
     """
 
     samples: Samples
     targets: Tensor
-    digests: Tensor | None = None
+    digests: tuple[bytes, ...] = ()
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def select(self, indices: Tensor) -> "Part":
         """Some of the samples, in the order of `indices`."""
-        digests = None if self.digests is None else self.digests[indices]
+        digests = tuple(self.digests[index] for index in indices.tolist()) if self.digests else ()
         return Part(self.samples.select(indices), self.targets[indices], digests)
 
     def source_digests(self) -> Tensor:
-        """`digests`; taken now of samples that lay in memory from the start."""
-        if self.digests is not None:
-            return self.digests
+        """Short ones, uint8 `[N, 16]`; taken now of samples that lay in memory from the start."""
+        if self.digests:
+            return short_digests(self.digests)
         return short_digests([self.samples.read(index)[1] for index in range(len(self))])
 
 

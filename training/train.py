@@ -1,6 +1,6 @@
 """Training from fresh weights, whole: open the dataset, build the network, fit, measure."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from training.config import DataConfig, TrainConfig
 from training.datasets import Dataset, open_dataset
 from training.evaluate import evaluate
 from training.feed import in_batches
-from training.fit import FitResult, fit
+from training.fit import FitResult, fit, never
 from training.layout import laid_out, layout_of
 from training.progress import Progress
 from training.randomness import seed_for, seeded
@@ -56,7 +56,11 @@ class Trained:
 
 
 def train(
-    config: TrainConfig, *, run: Path | None = None, pairs: Any = None
+    config: TrainConfig,
+    *,
+    run: Path | None = None,
+    pairs: Any = None,
+    stop: Callable[[], bool] = never,
 ) -> Generator[Progress, None, Trained]:
     """Train the network that `config` names on the dataset that it names.
 
@@ -64,6 +68,7 @@ def train(
         config: everything that can be set.
         run: a folder of this run's own; what it holds is gone on with.
         pairs: a dataset from Python instead, as `training.datasets.open_dataset` takes it.
+        stop: asked after every step, as `training.fit.fit` takes it.
 
     Raises:
         training.faults.DatasetError, NetworkUnfit, models.networks.NetworkError,
@@ -73,7 +78,8 @@ def train(
     spec = network_spec(config, dataset)
     with seeded(seed_for(config.seed, "weights")):
         network = networks.build(spec.name, spec.options)
-    fitted = yield from fit(network, dataset, config, snapshots=run / SNAPSHOTS if run else None)
+    snapshots = run / SNAPSHOTS if run else None
+    fitted = yield from fit(network, dataset, config, snapshots=snapshots, stop=stop)
     report = yield from measure(fitted.network, dataset)
     return Trained(spec, fitted.network, dataset, config, fitted, report)
 

@@ -1,7 +1,6 @@
 """`/v1/evaluations`: versions measured on labelled samples, and the gate that moves an alias.
 
-Small ones answer at once, larger ones are jobs: 202, and `Location` says where to ask. The report
-page needs the scope like the rest; this is the place where a signed link would open it as well.
+Small ones answer at once, larger ones are jobs: 202, and `Location` says where to ask.
 """
 
 import asyncio
@@ -17,7 +16,7 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.evaluation_page import CONTENT_POLICY, evaluation_page
-from app.api.permission import key_name, requires
+from app.api.permission import key_name, requires, requires_or_signed, signed_link
 from app.api.schema import error_answers, shown
 from app.errors import BadInput, JobConflict, JobUnknown, NotFound, NotPromoted, refusal_of, v1_body
 from app.evaluation.question import Question
@@ -244,7 +243,7 @@ def _add_creation(
             ),
             limits.wait_s if wanted.wait_s is None else wanted.wait_s,
         )
-        return await _answered(examiner, job, response)
+        return await _answered(examiner, job, request, response)
 
 
 def _add_reading(router: APIRouter, examiner: Examiner) -> None:
@@ -258,6 +257,7 @@ def _add_reading(router: APIRouter, examiner: Examiner) -> None:
         dependencies=[requires("evaluate")],
     )
     async def list_evaluations(
+        request: Request,
         after: Annotated[
             str | None, Query(description="The last id that was seen.", max_length=80)
         ] = None,
@@ -269,7 +269,7 @@ def _add_reading(router: APIRouter, examiner: Examiner) -> None:
         jobs, more = await asyncio.to_thread(
             examiner.jobs.list, Kind(kind), after=after, limit=limit
         )
-        return EvaluationList(data=[_object(job, None) for job in jobs], has_more=more)
+        return EvaluationList(data=[_object(job, None, request) for job in jobs], has_more=more)
 
     @router.get(
         "/v1/evaluations/{evaluation}",
@@ -277,14 +277,14 @@ def _add_reading(router: APIRouter, examiner: Examiner) -> None:
         responses={**shown(_EXAMPLE), **_READING},
         dependencies=[requires("evaluate")],
     )
-    async def describe_evaluation(evaluation: Id) -> EvaluationObject:
-        return await _described(examiner, await _job(examiner, evaluation))
+    async def describe_evaluation(evaluation: Id, request: Request) -> EvaluationObject:
+        return await _described(examiner, await _job(examiner, evaluation), request)
 
     @router.get(
         "/v1/evaluations/{evaluation}/report",
         summary="Look at an evaluation: one page with every figure and the worst mistakes.",
         responses={200: {"content": {"text/html": {"example": "<!doctype html>"}}}, **_READING},
-        dependencies=[requires("evaluate")],
+        dependencies=[requires_or_signed("evaluate")],
         response_class=HTMLResponse,
     )
     async def show_report(evaluation: Id) -> HTMLResponse:
@@ -309,7 +309,7 @@ def _add_changes(router: APIRouter, examiner: Examiner, store: ModelStore) -> No
     )
     async def cancel_evaluation(evaluation: Id, request: Request) -> EvaluationObject:
         job = await _job(examiner, evaluation)
-        return _object(await examiner.cancel(job.id, key_name(request.scope)), None)
+        return _object(await examiner.cancel(job.id, key_name(request.scope)), None, request)
 
     @router.delete(
         "/v1/evaluations/{evaluation}",
@@ -400,7 +400,7 @@ def _add_gate(
             ),
             limits.wait_s if wanted.wait_s is None else wanted.wait_s,
         )
-        answer = await _answered(examiner, job, response)
+        answer = await _answered(examiner, job, request, response)
         if answer.promotion is None or answer.promotion["promoted"]:
             return answer
         refusal = refusal_of(NotPromoted(answer.promotion["sentence"], param="rule"))
@@ -445,22 +445,24 @@ async def _job(examiner: Examiner, evaluation: str) -> Job:
     return job
 
 
-async def _answered(examiner: Examiner, job: Job, response: Response) -> EvaluationObject:
+async def _answered(
+    examiner: Examiner, job: Job, request: Request, response: Response
+) -> EvaluationObject:
     """The evaluation; 202 while it is not finished."""
     if not job.is_final:
         response.status_code = 202
         response.headers["Location"] = f"/v1/evaluations/{job.id}"
-    return await _described(examiner, job)
+    return await _described(examiner, job, request)
 
 
-async def _described(examiner: Examiner, job: Job) -> EvaluationObject:
+async def _described(examiner: Examiner, job: Job, request: Request) -> EvaluationObject:
     found = None
     if job.state is State.SUCCEEDED:
         found = await asyncio.to_thread(examiner.documents.read, job.id)
-    return _object(job, found)
+    return _object(job, found, request)
 
 
-def _object(job: Job, found: Mapping[str, Any] | None) -> EvaluationObject:
+def _object(job: Job, found: Mapping[str, Any] | None, request: Request) -> EvaluationObject:
     question, result = job.options["question"], job.result or {}
     shown_result = None
     if found is not None:
@@ -484,7 +486,9 @@ def _object(job: Job, found: Mapping[str, Any] | None) -> EvaluationObject:
         error=None if error is None else asdict(error),
         result=shown_result,
         promotion=result.get("promotion"),
-        report_url=f"/v1/evaluations/{job.id}/report" if "figures" in result else None,
+        report_url=signed_link(request, f"/v1/evaluations/{job.id}/report")
+        if "figures" in result
+        else None,
     )
 
 

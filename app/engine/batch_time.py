@@ -16,7 +16,8 @@ class BatchTime:
     """Least squares over (rows, seconds), older batches counting less and less.
 
     The first batch of each size is not counted: it pays for what is set up once. One batch far
-    above what is expected counts as four times the expected, so that a pause is not a trend.
+    above what is expected counts as four times the expected, so that a pause is not a trend; while
+    little is known, four times the longest of the last ones is what can be expected.
     """
 
     def __init__(self) -> None:
@@ -27,6 +28,9 @@ class BatchTime:
         self.is_fitted = False
         self._seen: set[int] = set()
         self._recent: deque[float] = deque(maxlen=16)
+        # Of the last batch that was the first of its size, and of the first ones that counted.
+        self._first_s = 0.0
+        self._learnt: list[float] = []
         self._measured_at = float("-inf")
         self._weight = self._x = self._y = self._xx = self._xy = 0.0
 
@@ -39,9 +43,14 @@ class BatchTime:
         """
         if num_rows not in self._seen:
             self._seen.add(num_rows)
+            self._first_s = seconds
             return
-        if self.num_batches >= 8:
-            seconds = min(seconds, OUTLIER * self.seconds(num_rows))
+        expected_s = self.seconds(num_rows)
+        if self.num_batches < 8:
+            expected_s = max(expected_s, self._first_s, *self._learnt)
+        seconds = min(seconds, OUTLIER * expected_s)
+        if self.num_batches < 8:
+            self._learnt.append(seconds)
         keep = 1.0 - 1.0 / MEMORY_BATCHES
         self._weight = keep * self._weight + 1.0
         self._x = keep * self._x + num_rows

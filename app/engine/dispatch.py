@@ -7,6 +7,7 @@ for longer than a millisecond at a time. Everything else runs on the device thre
 
 import asyncio
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -21,6 +22,8 @@ from app.errors import DeviceLost
 
 INLINE_BUDGET_S = 0.001
 SWEEP_EVERY_S = 0.02
+# A sweep that comes so much too late was not delayed by work: the process stood still.
+PAUSE_S = 0.5
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +61,8 @@ class Dispatch:
         self._stuck_after_s = stuck_after_s
         self._inline_soon = False
         self._sweep_timer: asyncio.TimerHandle | None = None
+        self._sweep_due = 0.0
+        self._stood_still_until = -math.inf
         self._stopping = False
         self._thread = DeviceThread(
             self.threaded,
@@ -88,6 +93,11 @@ class Dispatch:
         if home is self.threaded:
             self._thread.wake()
             self._sweep_soon(SWEEP_EVERY_S)
+
+    def stood_still(self, now: float) -> bool:
+        """Whether the process has just stood still, so that nobody can be blamed for a delay."""
+        overslept = self._sweep_timer is not None and now - self._sweep_due > PAUSE_S
+        return overslept or now < self._stood_still_until
 
     def stop(self) -> None:
         """End the thread after the work that it runs; `ended` is set when it has."""
@@ -139,12 +149,18 @@ class Dispatch:
 
     def _sweep_soon(self, after_s: float) -> None:
         if self._sweep_timer is None and not self._stopping:
+            self._sweep_due = time.monotonic() + after_s
             self._sweep_timer = self.loop.call_later(after_s, self._sweep)
 
     def _sweep(self) -> None:
-        self._sweep_timer = None
         now = time.monotonic()
+        late_s = now - self._sweep_due
+        self._sweep_timer = None
         with self.lock:
+            if late_s > PAUSE_S:
+                # Stopped by a signal, or with the whole machine: a forward could not go on either.
+                self._stood_still_until = now + PAUSE_S
+                self._thread.running_since += late_s
             sources = list(self.threaded.sources())
             running, since = self._thread.running, self._thread.running_since
         for source in sources:

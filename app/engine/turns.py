@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 from app.engine.batch import Batch, Run, joined
 from app.engine.batch_policy import BatchPolicy, LaneOptions
+from app.engine.batch_time import OUTLIER
 from app.engine.device_error import free_cached_memory, is_device_lost, is_out_of_memory
 from app.engine.dispatch import Dispatch
 from app.engine.item_queue import Answer, Item, ItemQueue, Outputs
@@ -149,7 +150,8 @@ class Turns:
         """Answer `item` that its time is up."""
         if not item.future.done():
             item.future.set_exception(DeadlineExceeded("the time was up before the answer"))
-            self.policy.promise(kept=False)
+            if not self._dispatch.stood_still(time.monotonic()):
+                self.policy.promise(kept=False)
             self.statistics.num_expired += 1
         with self._dispatch.lock:
             self.discard(item)
@@ -191,6 +193,8 @@ class Turns:
         """How long a row takes while others wait behind it, whatever else the device does."""
         if self._backlogged_since is not None and num_rows:
             row_s = (now - self._backlogged_since) / num_rows
+            if self.drain_row_s:  # a pause is no trend
+                row_s = min(row_s, OUTLIER * self.drain_row_s)
             self.drain_row_s = 0.7 * (self.drain_row_s or row_s) + 0.3 * row_s
         self._backlogged_since = now if self.items.num_rows else None
 

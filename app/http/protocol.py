@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterable
 from enum import Enum
 from typing import Any, Final, Literal
+from urllib.parse import unquote
 
 import h11
 from uvicorn.config import Config
@@ -27,6 +28,8 @@ from app.http.watch import Watch
 try:
     import httptools
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+    from app.http.cycle import Cycle, HeaderLines
 except ImportError:  # h11 comes with uvicorn, httptools is faster
     httptools = None  # type: ignore[assignment]
 
@@ -74,6 +77,7 @@ class GuardedHttp:
         self.limits = limits or HttpLimits()
         self.grammar = HeadGrammar(self.limits.max_head_bytes, self.limits.max_fields)
         self.watch = Watch(self.limits.tick_s)
+        self.lines: Any = None if httptools is None else HeaderLines()
         self.on_refusal = on_refusal or (lambda _code: None)
         self._connection = connection_class(parser)
 
@@ -126,6 +130,10 @@ class GuardedConnection(asyncio.Protocol):
         """Give checked bytes to the parser."""
         raise NotImplementedError
 
+    def _feed_again(self, data: bytes) -> None:
+        """Give it a whole request whose head is the same as that of the one before."""
+        self._feed(data)
+
     # Events of the transport.
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -147,7 +155,7 @@ class GuardedConnection(asyncio.Protocol):
             if data.startswith(self._known_head) and len(data) == self._known_bytes:
                 self._phase = ANSWERING
                 self.deadline = NEVER
-                self._feed(data)
+                self._feed_again(data)
             else:
                 self._begin(data)
         elif phase is Phase.BODY:
@@ -185,15 +193,22 @@ class GuardedConnection(asyncio.Protocol):
             self._begin(without_upgrade(data, end))
             return
         if length == len(data) - end:
-            if end <= MAX_KNOWN_BYTES:
-                self._known_head = data[:end]
-                self._known_bytes = len(data)
+            self._remember(data, end)
             self._phase = ANSWERING
             self.deadline = NEVER
             self._held = b""
             self._feed(data)
         else:
             self._begin_body(data, end, length)
+
+    def _remember(self, data: bytes, end: int) -> None:
+        """The head `data[:end]` needs no second look where it comes again; none, where it is long.
+
+        What the parser makes of a head is kept for the last one that it read, and no other.
+        """
+        known = 0 < end <= MAX_KNOWN_BYTES
+        self._known_head = data[:end] if known else HEAD_END
+        self._known_bytes = len(data) if known else 0
 
     def _hold_head(self, data: bytes, seen_bytes: int) -> None:
         """Keep an unfinished head; its deadline is absolute, whatever trickles in."""
@@ -209,6 +224,7 @@ class GuardedConnection(asyncio.Protocol):
         """Feed the head, and watch over a body that is not all there, or ends before `data`."""
         self._phase = Phase.BODY
         self._left = length
+        self._remember(b"", 0)
         limits = self._limits
         if length == CHUNKED:
             self._chunks = ChunkedBody(limits.max_head_bytes, limits.max_fields)
@@ -431,7 +447,67 @@ class H11Connection(GuardedConnection, H11Protocol):
 if httptools is not None:
 
     class HttpToolsConnection(GuardedConnection, HttpToolsProtocol):
-        """The guard before httptools."""
+        """The guard before httptools, which is not asked again about a head that it has read."""
+
+        _known_scope: dict[str, Any] | None = None
+        _lines: HeaderLines
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self._lines = self._guard.lines
+
+        def on_headers_complete(self) -> None:
+            version = self.parser.get_http_version()
+            url = httptools.parse_url(self.url)
+            path = url.path.decode("ascii")
+            self.scope |= {
+                "method": self.parser.get_method().decode("ascii"),
+                "http_version": version,
+                "path": unquote(path) if "%" in path else path,
+                "raw_path": url.path,
+                "query_string": url.query or b"",
+            }
+            keep_alive = version != "1.0" and self.parser.should_keep_alive()
+            usual = keep_alive and not self.expect_100_continue
+            self._known_scope = self._repeatable(self.scope) if usual else None
+            self._start(self.scope, keep_alive)
+
+        def _feed_again(self, data: bytes) -> None:
+            """The scope as before: only the body is new."""
+            if self._known_scope is None:
+                self._feed(data)
+                return
+            self.scope = self._repeatable(self._known_scope)
+            self._start(self.scope, True).whole_body = data[len(self._known_head) :]
+
+        def _repeatable(self, scope: dict[str, Any]) -> dict[str, Any]:
+            """A copy that the application may change."""
+            return {
+                **scope,
+                "headers": list(scope["headers"]),
+                "state": self.app_state.copy(),
+            }
+
+        def _start(self, scope: dict[str, Any], keep_alive: bool) -> Cycle:
+            """Let the application answer the request; there is no other under way here."""
+            self.cycle = cycle = Cycle(
+                self._lines,
+                scope=scope,
+                transport=self.transport,
+                flow=self.flow,
+                logger=self.logger,
+                access_logger=self.access_logger,
+                access_log=False,
+                default_headers=self.server_state.default_headers,
+                message_event=asyncio.Event(),
+                expect_100_continue=self.expect_100_continue,
+                keep_alive=keep_alive,
+                on_response=self.on_response_complete,
+            )
+            task = self.loop.create_task(cycle.run_asgi(self.app))
+            task.add_done_callback(self.tasks.discard)
+            self.tasks.add(task)
+            return cycle
 
         def _feed(self, data: bytes) -> None:
             try:

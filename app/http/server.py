@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Generator, Sequence
+from ipaddress import ip_address
 from types import FrameType
 from typing import Any, Final, cast
 
@@ -25,6 +26,7 @@ from app.http.protocol import GuardedHttp, Parser
 CLOSE: Final = (b"connection", b"close")
 BACKLOG: Final = 2048
 STARTUP_FAILED: Final = 3
+BROKEN: Final = 70  # EX_SOFTWARE of sysexits.h
 FORCED: Final = 130
 
 log = logging.getLogger(__name__)
@@ -54,6 +56,33 @@ def listen(host: str, port: int) -> socket.socket:
         listener.close()
         raise ListenError(f"Cannot listen on {host}:{port}: {error.strerror}.") from error
     return listener
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach what listens on `host`; no where nobody can tell."""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError:
+        return False
+    return bool(found) and all(ip_address(one[4][0]).is_loopback for one in found)
+
+
+class Breakdown:
+    """How the application ends the process that serves it, when it can do its work no more."""
+
+    def __init__(self) -> None:
+        self.cause: BaseException | None = None
+        self._stop: Callable[[], None] | None = None
+
+    def happened(self, cause: BaseException) -> None:
+        """Stop the server; called on its loop."""
+        self.cause = cause
+        if self._stop is not None:
+            self._stop()
+
+    def told_to(self, stop: Callable[[], None]) -> None:
+        """Let `stop` be called when it happens."""
+        self._stop = stop
 
 
 class HttpServer(Server):
@@ -103,6 +132,10 @@ class HttpServer(Server):
         if self.should_exit:
             self._force()
             return
+        self.end()
+
+    def end(self) -> None:
+        """Stop at once, but answer what was received; again it does no harm."""
         self._begin_stop()
         self._close()
 
@@ -177,13 +210,14 @@ def serve(
     grace_s: float = 20.0,
     on_drain: Callable[[], object] | None = None,
     on_refusal: Callable[[str], None] | None = None,
+    breakdown: Breakdown | None = None,
 ) -> int:
     """Serve `app` until a signal; return the exit code of the process.
 
     `sockets` that already listen stand in for `host` and `port`. `drain_s` seconds after SIGTERM
     the sockets close, and what was received then has `grace_s` seconds to be answered. The code is
-    0 after a stop, 130 if one was forced, 3 if the application failed to start. Raises
-    ListenError.
+    0 after a stop, 130 if one was forced, 3 if the application failed to start, 70 if it told
+    `breakdown` that it can go on no more. Raises ListenError.
     """
     raise_open_files_limit()
     listeners = [listen(host, port)] if sockets is None else list(sockets)
@@ -196,6 +230,8 @@ def serve(
         on_drain=on_drain,
         on_refusal=on_refusal,
     )
+    if breakdown is not None:
+        breakdown.told_to(server.end)
     try:
         server.run(sockets=listeners)
     except SystemExit:  # uvicorn's way to end when the application's start-up failed
@@ -205,4 +241,6 @@ def serve(
             listener.close()
     if not server.started:  # the same, with older versions of uvicorn
         return STARTUP_FAILED
+    if breakdown is not None and breakdown.cause is not None:
+        return BROKEN
     return FORCED if server.force_exit else 0

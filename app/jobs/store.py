@@ -368,6 +368,16 @@ class JobStore:
             held = _locked_by_holder(connection, job)
             return self._give_back(connection, held, reason, is_blamed=is_blamed)
 
+    def set_aside(self, job: Job, reason: str) -> Job:
+        """Let a job wait, paused, until a person has seen to `reason` and resumes it.
+
+        Raises:
+            StaleWorker: the job is this worker's no more.
+        """
+        with self.database.write() as connection:
+            held = _locked_by_holder(connection, job)
+            return self._move(connection, held, State.PAUSED, reason, level=Level.WARN)
+
     def expire(self, dead_workers: Collection[str] = ()) -> Sequence[Job]:
         """Take jobs from workers whose lease is over, or who are known to be dead."""
         is_over = JOBS.c.lease_until < self.database.now

@@ -1,0 +1,119 @@
+"""Processes of this machine that do the work of jobs: spawned, never forked."""
+
+import asyncio
+import contextlib
+import json
+import sys
+from collections import deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+
+from app.jobs.job import Job
+
+MAX_LINE_BYTES: Final = 1024 * 1024
+NUM_LAST_WORDS: Final = 20
+ENDING_S: Final = 10.0
+"""How long a killed process may take to be gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalExecutor:
+    """Starts children.
+
+    Attributes:
+        home: the folder of models, datasets and runs.
+        threads: that a child may compute with; 0 leaves it to torch.
+        lease_s: after so much silence a child believes that its job is another's.
+    """
+
+    home: Path
+    threads: int
+    lease_s: float
+
+    async def start(self, job: Job) -> "Child":
+        """Start the process of a claimed job."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "app.jobs.work",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            limit=MAX_LINE_BYTES,
+            start_new_session=True,  # Ctrl-C in the server's terminal is the server's matter
+        )
+        child = Child(process)
+        order = {
+            "job": job.id,
+            "token": job.token,
+            "options": dict(job.options),
+            "by": job.by,
+            "home": str(self.home.resolve()),
+            "threads": self.threads,
+            "lease_s": self.lease_s,
+        }
+        child.tell(json.dumps(order))
+        return child
+
+
+class Child:
+    """One process that works on one attempt of one job."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self.last_words: deque[str] = deque(maxlen=NUM_LAST_WORDS)
+        self._errors = asyncio.create_task(self._read_errors(), name="a child's last words")
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def tell(self, word: str) -> None:
+        """Say one line to it; where it is gone, its end is noticed elsewhere."""
+        if self._process.stdin is not None and not self._process.stdin.is_closing():
+            with contextlib.suppress(OSError):
+                self._process.stdin.write(word.encode() + b"\n")
+
+    async def messages(self) -> AsyncIterator[dict[str, Any]]:
+        """What it says, until it ends."""
+        assert self._process.stdout is not None
+        async for line in self._process.stdout:
+            yield json.loads(line)
+
+    async def ended(self) -> int:
+        """Wait for its end; the exit status, negative for a signal."""
+        status = await self._process.wait()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(self._errors), 1)
+        self._errors.cancel()
+        return status
+
+    async def kill(self) -> None:
+        """End it and whatever it started, and wait until it is gone."""
+        with contextlib.suppress(psutil.Error):
+            for descendant in psutil.Process(self.pid).children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    descendant.kill()
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.ended(), ENDING_S)
+
+    def memory_bytes(self) -> int:
+        """Memory that it and its own children hold; 0 once it is gone."""
+        total = 0
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(self.pid)
+            for one in [process, *process.children(recursive=True)]:
+                with contextlib.suppress(psutil.Error):
+                    total += one.memory_info().rss
+        return total
+
+    async def _read_errors(self) -> None:
+        assert self._process.stderr is not None
+        while chunk := await self._process.stderr.read(4096):
+            self.last_words.extend(chunk.decode(errors="replace").splitlines())

@@ -1,0 +1,185 @@
+"""The child process of a job: drives a training loop, and tells the server how it goes.
+
+Started as `python -m app.jobs.work` by `local_executor`; reads its order from the first line of
+standard input. It never opens the database. It publishes only when the server says so, because
+only the server knows whether the job is still its own.
+"""
+
+import contextlib
+import errno
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from app.jobs.attempt_folder import open_attempt, steps_saved
+from app.jobs.channel import PAUSE, PUBLISH, STOP, Channel, read_order
+
+if TYPE_CHECKING:
+    from training.progress import Progress
+    from training.train import Trained
+
+REPORT_S: Final = 0.2
+DISK_FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+OOM_SCORE: Final = "700"
+Loop = Generator["Progress", None, "Trained"]
+
+
+def main() -> None:
+    """Carry out one order."""
+    order = read_order()
+    step_back()
+    channel = Channel(float(order["lease_s"]))
+    channel.listen()
+    try:
+        Work(order, channel).carry_out()
+    except Exception as error:  # the edge of a job: everything becomes a sentence
+        traceback.print_exc()
+        channel.say("error", **told(error))
+
+
+def step_back() -> None:
+    """Leave the processor to whoever serves, and be the first to go when memory runs out."""
+    with contextlib.suppress(AttributeError, OSError):
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
+
+
+class Work:
+    """One attempt of one job."""
+
+    def __init__(self, order: Mapping[str, Any], channel: Channel) -> None:
+        self._order, self._channel = order, channel
+        self._home, self._job = Path(order["home"]), str(order["job"])
+        self._run = self._home / "runs" / self._job
+        self._attempt = open_attempt(self._run, int(order["token"]))
+        self._steps_saved = 0
+        self._looked = 0.0
+
+    def carry_out(self) -> None:
+        """Train, ask, publish, tell."""
+        trained = self._train()
+        self._look_for_snapshots()
+        if trained is None:
+            self._channel.say("ended", how="fenced" if self._channel.is_fenced else "paused")
+            return
+        self._channel.say("ready")
+        if not self._channel.wait_for(PUBLISH):
+            self._channel.say("ended", how="fenced")
+            return
+        self._channel.say("result", result=self._publish(trained))
+
+    def _train(self) -> "Trained | None":
+        """What was trained; None if it was interrupted, after a snapshot."""
+        from training.events import EVENTS, recorded
+
+        self._limit_threads()
+        loop = recorded(self._loop(), self._run / EVENTS)
+        try:
+            while True:
+                try:
+                    progress = next(loop)
+                except StopIteration as stop:
+                    trained: Trained = stop.value
+                    return trained
+                self._report(progress)
+                if self._channel.was_told(PAUSE) or self._channel.is_fenced:
+                    return None
+        finally:
+            loop.close()
+
+    def _loop(self) -> Loop:
+        options = self._order["options"]
+        return LOOPS[options["method"]](
+            options, self._attempt, self._home, lambda: self._channel.was_told(STOP)
+        )
+
+    def _limit_threads(self) -> None:
+        import torch
+
+        if self._order["threads"]:
+            torch.set_num_threads(int(self._order["threads"]))
+
+    def _report(self, progress: "Progress") -> None:
+        now = time.monotonic()
+        if now - self._looked < REPORT_S and progress.phase != "epoch":
+            return
+        self._looked = now
+        self._channel.say("progress", progress=asdict(progress))
+        self._look_for_snapshots()
+
+    def _look_for_snapshots(self) -> None:
+        steps = steps_saved(self._attempt)
+        if steps > self._steps_saved:
+            self._steps_saved = steps
+            self._channel.say("snapshot", step=steps)
+
+    def _publish(self, trained: "Trained") -> dict[str, Any]:
+        from models.store import ModelStore
+        from training.publish import publish
+
+        store, name = ModelStore(self._home / "models"), self._order["options"]["name"]
+        version = publish(trained, store, name, run=self._job, by=self._order["by"])
+        return {
+            "model": name,
+            "version": version.number,
+            "metrics": trained.report.figures(),
+            "measured_on": trained.dataset.measured_on,
+            "best_epoch": trained.fitted.best.epoch,
+            "notes": list(trained.fitted.notes),
+        }
+
+
+def told(error: Exception) -> dict[str, Any]:
+    """An exception as the server is told of it: a code, a sentence, and whether it may pass."""
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        sentence = f"the disk is full ({error.filename or 'while writing'}); free some space"
+        return {"code": "disk_full", "message": f"{sentence}, then resume the job", "passes": True}
+    name = type(error).__name__
+    if isinstance(error, MemoryError) or name == "OutOfMemoryError":
+        sentence = (
+            "the job needs more memory than there is; use a smaller batch or smaller pictures"
+        )
+        return {"code": "out_of_memory", "message": sentence, "passes": False}
+    module = type(error).__module__.partition(".")[0]
+    if module in ("models", "training"):
+        return {"code": _code(name), "message": str(error), "passes": False}
+    if "No space left" in str(error):  # safetensors says it without a number
+        return {
+            "code": "disk_full",
+            "message": "the disk is full; free some space, then resume the job",
+            "passes": True,
+        }
+    return {
+        "code": "internal_error",
+        "message": f"the job failed on a fault of the program: {name}; the log has more",
+        "passes": False,
+    }
+
+
+def _code(name: str) -> str:
+    """`LossNotFinite` -> `loss_not_finite`."""
+    return "".join(f"_{one.lower()}" if one.isupper() else one for one in name).lstrip("_")
+
+
+def _fresh(options: Mapping[str, Any], run: Path, _: Path, stop: Callable[[], bool]) -> Loop:
+    from training.config import TrainConfig
+    from training.train import train
+
+    return train(TrainConfig.of(**options["config"]), run=run, stop=stop)
+
+
+LOOPS: Final[Mapping[str, Callable[[Mapping[str, Any], Path, Path, Callable[[], bool]], Loop]]] = {
+    "train": _fresh,
+}
+
+
+if __name__ == "__main__":
+    main()
+    sys.stdout.flush()
+    os._exit(0)  # threads of torch and of readers have nothing left to say
