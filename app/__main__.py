@@ -82,6 +82,17 @@ def serve(
     raise typer.Exit(code)
 
 
+@commands.command("worker")
+@with_settings
+def worker(settings: Settings) -> None:
+    """Run jobs until Ctrl-C or SIGTERM, and answer no requests."""
+    from app.jobs.worker import work
+
+    configure_logging(settings)
+    sys.path.append(str(Path.cwd()))
+    work(settings)
+
+
 def _require_a_key(settings: Settings) -> None:
     """Refuse to be open to others, unless that is said aloud, and say so before anything slow."""
     from app.auth.watch import KeySources

@@ -77,7 +77,8 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
     default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
     shown = "none" if default in ("", None) else default
     help_text = f"{field.description} \\[{variable_of(name)}, default {shown}]"
-    option = typer.Option(flag_of(name), help=help_text, show_default=False)
+    flag = f"{flag_of(name)}/--no-{flag_of(name)[2:]}" if field.default is True else flag_of(name)
+    option = typer.Option(flag, help=help_text, show_default=False)
     return inspect.Parameter(
         name,
         inspect.Parameter.KEYWORD_ONLY,

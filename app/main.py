@@ -42,8 +42,8 @@ from app.examiner import Examiner
 from app.http.access import AccessLog
 from app.http.origin import OriginGuard, OriginPolicy
 from app.http.server import is_loopback
-from app.jobs.database import Database
 from app.jobs.store import JobStore
+from app.jobs.worker import open_runner, open_store
 from app.metrics import BATCH_BUCKETS, Histogram, Metrics, ModelFigures
 from app.settings import Settings
 from models.device import choose_device, thread_count
@@ -97,12 +97,14 @@ def create_app(
         open_without_keys=settings.no_auth or is_loopback(settings.host),
     )
     engine = build_engine(settings, on_broken)
+    jobs = open_store(settings)
+    runner = open_runner(settings, jobs)
     explainer = Explainer(settings.max_explanations)
     metrics = Metrics(
         figures=lambda: _figures(engine.live),
         device_memory_bytes=lambda: device_memory_bytes(engine.batcher.device),
     )
-    examiner = build_examiner(settings, engine)
+    examiner = build_examiner(settings, engine, jobs)
 
     def not_ready() -> str | None:
         return _not_ready(engine, keys, draining)
@@ -114,14 +116,18 @@ def create_app(
         await engine.live.start()
         examiner.start()
         keys.start()
+        if settings.jobs:
+            runner.start()
         yield
         await examiner.stop()
+        await runner.stop()
         await keys.stop()
         await engine.live.stop()
         explainer.close()
         await engine.batcher.stop(settings.drain_s)
         engine.decoder.close()
         await asyncio.to_thread(engine.compiler.close)
+        await asyncio.to_thread(jobs.database.close)
 
     app = HotApplication(
         title="PyTorchLib",
@@ -133,6 +139,7 @@ def create_app(
     app.state.engine = engine
     app.state.metrics = metrics
     app.state.gate = gate
+    app.state.jobs, app.state.runner = jobs, runner
     # First in the list: every request walks it from the start.
     hot, plain = _plain_routes(settings, engine.live, gate, not_ready)
     app.router.routes[:0] = [*hot, *plain]
@@ -224,11 +231,10 @@ def build_engine(
     return Engine(store, batcher, decoder, compiler, live)
 
 
-def build_examiner(settings: Settings, engine: Engine) -> Examiner:
+def build_examiner(settings: Settings, engine: Engine, jobs: JobStore) -> Examiner:
     """What evaluates and promotes, not yet started."""
-    settings.home.mkdir(parents=True, exist_ok=True)
     return Examiner(
-        JobStore(Database(settings.database_url or f"sqlite:///{settings.home / 'jobs.db'}")),
+        jobs,
         Documents(settings.home / "evaluations"),
         Evaluator(engine.live, settings.threads or thread_count()),
         engine.store,

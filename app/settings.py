@@ -112,10 +112,10 @@ class Settings(BaseSettings):
     watch_interval_s: float = Field(
         1.0, gt=0, description="How often the store is looked at for what other processes changed."
     )
-    database_url: str = Field(
-        "",
+    database_url: SecretStr | None = Field(
+        None,
         description="Database of jobs, such as postgresql://USER@HOST/NAME; a file in home if "
-        "empty.",
+        "not given.",
     )
     jobs: bool = Field(
         True, description="Whether this process runs jobs; without, `pytorchlib worker` does."

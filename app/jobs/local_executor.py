@@ -28,18 +28,19 @@ class LocalExecutor:
         home: the folder of models, datasets and runs.
         threads: that a child may compute with; 0 leaves it to torch.
         lease_s: after so much silence a child believes that its job is another's.
+        command: what Python is told to run; replaced by those who study how it dies.
     """
 
     home: Path
     threads: int
     lease_s: float
+    command: tuple[str, ...] = ("-m", "app.jobs.work")
 
     async def start(self, job: Job) -> "Child":
         """Start the process of a claimed job."""
         process = await asyncio.create_subprocess_exec(
             sys.executable,
-            "-m",
-            "app.jobs.work",
+            *self.command,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,

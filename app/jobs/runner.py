@@ -58,6 +58,7 @@ class Runner:
         self._tasks: set[asyncio.Task[None]] = set()
         self._nudged = asyncio.Event()
         self._owner: asyncio.Task[None] | None = None
+        self._trouble = ""
 
     def start(self) -> None:
         """Begin to claim jobs."""
@@ -89,6 +90,14 @@ class Runner:
             task.cancel()
 
     async def _own(self) -> None:
+        while True:
+            try:
+                await self._work_under_lock()
+            except OSError as error:
+                self._complain(error)
+                await asyncio.sleep(POLL_S)
+
+    async def _work_under_lock(self) -> None:
         self._locks.mkdir(parents=True, exist_ok=True)
         path = self._locks / f"{self.worker}.lock"
         # The system lets go of the lock when this process dies, and then others know at once.
@@ -103,6 +112,12 @@ class Runner:
                 if not self._tasks:
                     path.unlink(missing_ok=True)
 
+    def _complain(self, error: Exception) -> None:
+        """Once for each trouble, not once a second."""
+        if str(error) != self._trouble:
+            log.error("no jobs are begun: %s", error)
+        self._trouble = str(error)
+
     async def _look(self) -> None:
         """Free what dead workers held, and fill the slots."""
         try:
@@ -116,8 +131,9 @@ class Runner:
                 if job_or_none is None:
                     return
                 self._begin(job_or_none)
+            self._trouble = ""
         except DatabaseUnavailable as error:
-            log.error("no jobs are begun: %s", error)
+            self._complain(error)
 
     def _dead_workers(self) -> list[str]:
         """Workers of this home that have let go of their lock."""
@@ -176,10 +192,9 @@ class Attempt:
         """From the claim to the end of the process, and what that means for the job."""
         try:
             child = await self._executor.start(self._job)
-        except OSError:
-            await self._settle(
-                lambda: self._store.release(self._job, f"its process did not start: {error}")
-            )
+        except OSError as error:
+            reason = f"its process did not start: {error}"
+            await self._settle(lambda: self._store.release(self._job, reason))
             return
         beats = asyncio.create_task(self._beat(child), name=f"heartbeats of {self._job.id}")
         try:
@@ -210,20 +225,16 @@ class Attempt:
     def _note(self, progress: dict[str, Any]) -> None:
         """Keep the newest progress for the next beat, and what is new for the events."""
         self._progress = progress
-        is_new = progress["phase"] == "train" and progress["step"] != self._last_step
-        if progress["phase"] == "epoch" or is_new:
-            self._last_step = progress["step"]
-            sentence = f"{progress['phase']} {progress['epoch']}, step {progress['step']}"
-            event = NewEvent(sentence, type=EventType.METRICS, data=progress)
-            if (
-                progress["phase"] == "epoch"
-                or not self._events
-                or self._events[-1].data.get("phase") != "train"
-            ):
-                self._events.append(event)
-            else:
-                self._events[-1] = event  # between two beats the newest is enough
-            del self._events[:-MAX_PENDING_EVENTS]
+        is_epoch = progress["phase"] == "epoch"
+        is_train = progress["phase"] == "train" and progress["step"] != self._last_step
+        if not is_epoch and not is_train:
+            return
+        self._last_step = progress["step"]
+        sentence = f"epoch {progress['epoch']}, step {progress['step']}"
+        event = NewEvent(sentence, type=EventType.METRICS, data=progress)
+        if is_train and self._events and self._events[-1].data["phase"] == "train":
+            self._events.pop()  # between two beats the newest is enough
+        self._events = [*self._events, event][-MAX_PENDING_EVENTS:]
 
     async def _beat(self, child: Child) -> None:
         """Keep the lease while the database answers; pass on what is asked of the job."""

@@ -142,9 +142,7 @@ def told(error: Exception) -> dict[str, Any]:
         return {"code": "disk_full", "message": f"{sentence}, then resume the job", "passes": True}
     name = type(error).__name__
     if isinstance(error, MemoryError) or name == "OutOfMemoryError":
-        sentence = (
-            "the job needs more memory than there is; use a smaller batch or smaller pictures"
-        )
+        sentence = "the job needs more memory than there is; take smaller batches"
         return {"code": "out_of_memory", "message": sentence, "passes": False}
     module = type(error).__module__.partition(".")[0]
     if module in ("models", "training"):
