@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final
 
+import torch
+
 from app.engine.predictor import Prediction, Predictor
 from app.evaluation.answer import Evaluation, Speed, thumbnails_of
 from app.evaluation.asking import Asking
@@ -33,6 +35,7 @@ GENTLE_MS: Final = 1.5
 ITEM_BATCHES: Final = 4
 """So many batches are asked for at once where nobody else asks; whoever comes goes between them."""
 MAX_REST_S: Final = 0.05
+COUNTED_ROWS, COUNTED_S = 128, 0.5
 MAX_FAULTS_LISTED: Final = 20
 MAX_TIMED: Final = 128
 NUM_ALONE: Final = 15
@@ -122,7 +125,8 @@ class Sitting:
     def _drive(self, trial: Trial, part: Part, threads: ThreadPoolExecutor) -> Findings:
         reader = Reader(part, self._preprocessings, trial.needs_digests)
         items = self._items(trial, self._pieces(reader, len(part), threads))
-        loop = run_trial(trial, self._answered(items), len(part), self._question.top_k)
+        batches = _gathered(self._answered(items))
+        loop = run_trial(trial, batches, len(part), self._question.top_k)
         try:
             while True:
                 progress = next(loop)
@@ -256,6 +260,32 @@ class Sitting:
     def _note(self, faults: Sequence[str]) -> None:
         self._num_unreadable += len(faults)
         self._unreadable += faults[: MAX_FAULTS_LISTED - len(self._unreadable)]
+
+
+def _gathered(answers: Iterator[Answered]) -> Iterator[Answered]:
+    """The same in larger batches: what counting costs is a price for each, and others pay it too.
+
+    No answer waits for long, so that progress is seen.
+    """
+    held: list[Answered] = []
+    since = time.monotonic()
+    for one in answers:
+        held.append(one)
+        if sum(len(each.targets) for each in held) >= COUNTED_ROWS or (
+            time.monotonic() - since > COUNTED_S
+        ):
+            yield _one_of(held)
+            held, since = [], time.monotonic()
+    if held:
+        yield _one_of(held)
+
+
+def _one_of(answers: Sequence[Answered]) -> Answered:
+    return Answered(
+        torch.cat([one.indices for one in answers]),
+        torch.cat([one.targets for one in answers]),
+        tuple(torch.cat(each) for each in zip(*(one.logits for one in answers), strict=True)),
+    )
 
 
 def _listed(findings: Findings) -> list[int]:
