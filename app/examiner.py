@@ -89,6 +89,8 @@ class Examiner:
         job = await asyncio.to_thread(self.jobs.create, new)
         ending = self._endings.setdefault(job.id, asyncio.get_running_loop().create_future())
         self._something.set()
+        # Read again: it may have been claimed, and done, before anybody waited for its end.
+        job = await asyncio.to_thread(self.jobs.get, job.id)
         if job.is_final or wait_s <= 0:
             self._endings.pop(job.id, None)
             return job
