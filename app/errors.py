@@ -8,10 +8,12 @@
     ├── KeyRefused              401  no key, or none that opens anything
     ├── ScopeMissing            403  the key may not do this
     ├── NotFound                404  no such thing
-    │   └── JobUnknown
+    │   ├── JobUnknown
+    │   └── NoSuchEvaluation         it has no report
     ├── Conflict                409  not as things stand
     │   ├── JobConflict              the job's state does not allow it
-    │   └── IdempotencyKeyReused     the same key came with another request
+    │   ├── IdempotencyKeyReused     the same key came with another request
+    │   └── NotPromoted              a rule does not hold, or there is nothing to move
     ├── Overloaded              429  a bound is reached; `retry_after_s` says when to come back
     │   ├── QueueFull                too many inputs wait for this model
     │   └── TooManyBadKeys           this address sent bad keys, and must wait
@@ -39,6 +41,7 @@ from models.archive_error import ArchiveError, ArchiveTooLarge
 from models.checkpoint import CheckpointError
 from models.networks import NetworkError
 from models.picture import PictureError, PictureTooLarge, PictureUnsupported
+from models.seen import SeenDamaged
 from models.store_error import (
     AliasMoved,
     BadName,
@@ -115,6 +118,14 @@ class IdempotencyKeyReused(Conflict):
 
 class DiskFull(ServiceError):
     """There is no room on disk."""
+
+
+class NoSuchEvaluation(NotFound):
+    """No such evaluation, or none that has a report."""
+
+
+class NotPromoted(Conflict):
+    """A rule does not hold, or the alias holds this version already."""
 
 
 class Overloaded(ServiceError):
@@ -216,6 +227,7 @@ STATUS: Mapping[type[Exception], int] = {
     StoreDamaged: 503,
     LocksUnsupported: 503,
     CheckpointError: 503,
+    SeenDamaged: 503,
     NetworkError: 503,
 }
 RETRY_AFTER_S = 1.0

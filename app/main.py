@@ -15,6 +15,7 @@ from app.api.dataset_intake import DatasetOptions, Intake
 from app.api.datasets import datasets_routes
 from app.api.docs_page import mount_docs
 from app.api.error_answers import RequestEdge, install_error_answers
+from app.api.evaluations import EvaluationLimits, evaluation_routes
 from app.api.explain import ExplainLimits, explain_routes
 from app.api.health import health_routes
 from app.api.hot_path import HotApplication, HotPath
@@ -38,9 +39,13 @@ from app.engine.known_choices import KnownChoices
 from app.engine.live import LiveModels
 from app.engine.loading import LoadedVersion, load_version
 from app.engine.predictor import Predictor
+from app.evaluation.documents import Documents
+from app.evaluation.evaluator import Evaluator
+from app.examiner import Examiner
 from app.http.access import AccessLog
 from app.http.origin import OriginGuard, OriginPolicy
 from app.http.server import is_loopback
+from app.jobs.store import JobStore
 from app.jobs.worker import open_runner, open_store
 from app.metrics import BATCH_BUCKETS, Histogram, Metrics, ModelFigures
 from app.settings import Settings
@@ -55,6 +60,7 @@ TAGS: Final = [
     V2_TAG,
     {"name": "models", "description": "What the store holds."},
     {"name": "datasets", "description": "Labelled samples, checked when they come."},
+    {"name": "evaluations", "description": "Measure, compare, promote."},
     {"name": "health", "description": "Probes and figures."},
 ]
 
@@ -107,6 +113,7 @@ def create_app(
         figures=lambda: _figures(engine.live),
         device_memory_bytes=lambda: device_memory_bytes(engine.batcher.device),
     )
+    examiner = build_examiner(settings, engine, jobs)
 
     def not_ready() -> str | None:
         return _not_ready(engine, keys, draining)
@@ -116,6 +123,7 @@ def create_app(
         engine.batcher.start()
         engine.decoder.warm_up()
         await engine.live.start()
+        examiner.start()
         keys.start()
         # What is there now stays: the collector need not walk it, which would stop every request
         # for a tenth of a second, again and again.
@@ -124,6 +132,7 @@ def create_app(
         if settings.jobs:
             runner.start()
         yield
+        await examiner.stop()
         await runner.stop()
         await keys.stop()
         await engine.live.stop()
@@ -154,6 +163,17 @@ def create_app(
     app.include_router(explain_routes(engine.live, explainer, limits))
     app.include_router(registry_routes(engine.store, engine.live))
     app.include_router(datasets_routes(intake))
+    app.include_router(
+        evaluation_routes(
+            examiner,
+            engine.store,
+            EvaluationLimits(
+                wait_s=settings.evaluation_wait_s,
+                datasets=settings.home / "datasets",
+                data_root=settings.data_root,
+            ),
+        )
+    )
     app.include_router(health_routes(not_ready, metrics))
     mount_docs(app)
     install_schema(
@@ -235,6 +255,17 @@ def build_engine(
         watch_interval_s=settings.watch_interval_s,
     )
     return Engine(store, batcher, decoder, compiler, live)
+
+
+def build_examiner(settings: Settings, engine: Engine, jobs: JobStore) -> Examiner:
+    """What evaluates and promotes, not yet started."""
+    return Examiner(
+        jobs,
+        Documents(settings.home / "evaluations"),
+        Evaluator(engine.live, settings.threads or thread_count()),
+        engine.store,
+        settings.evaluation_timeout_s,
+    )
 
 
 def _plain_routes(

@@ -97,6 +97,18 @@ class Settings(BaseSettings):
     request_timeout_ms: float = Field(
         30_000, gt=0, description="Deadline of a request that names none."
     )
+    evaluation_wait_s: float = Field(
+        10.0,
+        ge=0,
+        le=300,
+        description="How long a request waits for its evaluation before it goes on as a job.",
+    )
+    evaluation_timeout_s: float = Field(
+        3600, gt=0, description="No evaluation takes longer; beyond it, it fails."
+    )
+    data_root: Path = Field(
+        Path("data"), description="Folder of mnist and the other built-in datasets."
+    )
     max_explanations: int = Field(
         2, ge=1, le=64, description="Explanations computed at one moment; more are answered 429."
     )

@@ -26,6 +26,7 @@ from models.manifest import (
     digest_of,
     sentence_of,
 )
+from models.seen import SEEN, Seen
 from models.sync import sync_folder as sync_folder  # where others have long found it
 
 GOLDEN = "golden.safetensors"
@@ -79,7 +80,11 @@ class Checkpoint:
 
 
 def save(
-    folder: Path, network: nn.Module, manifest: Manifest, golden_inputs: Tensor | None = None
+    folder: Path,
+    network: nn.Module,
+    manifest: Manifest,
+    golden_inputs: Tensor | None = None,
+    seen: Seen | None = None,
 ) -> Manifest:
     """Write `network` as a checkpoint into the empty or absent `folder`.
 
@@ -89,6 +94,7 @@ def save(
         manifest: without digest, files and checksum.
         golden_inputs: `[n, *raw_shape]`; the first 64 are kept (fewer where pictures are large),
             and the network, brought to the CPU, answers them once.
+        seen: which samples the weights were trained and selected on, where that is known.
 
     Returns:
         The manifest with digest, files and checksum.
@@ -105,6 +111,8 @@ def save(
     if golden_inputs is not None and len(golden_inputs):
         golden = _golden(network, manifest, golden_inputs)
         _write_tensors(folder / GOLDEN, {"inputs": golden.inputs, "outputs": golden.outputs})
+    if seen:
+        _write_tensors(folder / SEEN, seen.tensors())
     return seal(folder, manifest)
 
 
