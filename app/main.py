@@ -24,6 +24,7 @@ from app.engine.batcher import Batcher
 from app.engine.decoding import Decoder
 from app.engine.live import LiveModels
 from app.engine.loading import LoadedVersion, load_version
+from app.engine.memory import budget_bytes
 from app.engine.predictor import Predictor
 from app.http.access import AccessLog
 from app.http.origin import OriginGuard, OriginPolicy
@@ -140,6 +141,7 @@ def build_engine(settings: Settings) -> Engine:
         open_predictor,
         preload=settings.preload,
         watch_interval_s=settings.watch_interval_s,
+        memory_budget_bytes=budget_bytes(settings.memory_budget_mb, device),
     )
     return Engine(store, batcher, decoder, live)
 

@@ -56,6 +56,12 @@ class Settings(BaseSettings):
     request_timeout_ms: float = Field(
         30_000, gt=0, description="Deadline of a request that names none."
     )
+    memory_budget_mb: int = Field(
+        0,
+        ge=0,
+        description="MiB of weights that may be live at once; beyond it the least recently used "
+        "versions go. 0 takes 80 % of a GPU's memory, or half of the machine's.",
+    )
     watch_interval_s: float = Field(
         1.0, gt=0, description="How often the store is looked at for what other processes changed."
     )

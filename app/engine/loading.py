@@ -22,16 +22,23 @@ GOLDEN_TOLERANCE: Final = 1e-3
 GOLDEN_ROWS: Final = 4
 # A large network on a slow machine answers a few golden inputs, not all 64, before it serves.
 GOLDEN_TIME_S: Final = 0.5
+# As many are answered once more through the lane that will serve.
+PROOF_ROWS: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedVersion:
-    """A version whose network is on its device and answered its golden inputs."""
+    """A version whose network is on its device and answered its golden inputs.
+
+    Attributes:
+        proof: a few golden inputs as the network takes them, and their outputs.
+    """
 
     version: Version
     manifest: Manifest
     network: nn.Module
     device: torch.device
+    proof: tuple[Tensor, Tensor] | None = None
 
 
 def load_version(version: Version, device: torch.device) -> LoadedVersion:
@@ -49,13 +56,44 @@ def load_version(version: Version, device: torch.device) -> LoadedVersion:
             _check_golden(version, manifest, network, loaded.golden, device)
         else:
             _check_shape(version, manifest, network, device)
-    return LoadedVersion(version, manifest, network, device)
+    return LoadedVersion(version, manifest, network, device, _proof(manifest, loaded.golden))
+
+
+def check_change(version: Version, logits: Tensor, golden: Tensor) -> None:
+    """Compare answers with what they were when `version` was published.
+
+    Args:
+        logits, golden: float32 `[n, classes]` on the CPU.
+
+    Raises:
+        LoadFailed: they differ by more than rounding does.
+    """
+    if logits.shape != golden.shape:
+        raise LoadFailed(
+            f"{version} answers shape {list(logits.shape)} to its golden inputs; "
+            f"when it was published it was {list(golden.shape)}"
+        )
+    largest = golden.abs().max().clamp_min(1e-6)
+    change = float(((logits - golden).abs().max() / largest).item())
+    if not change <= GOLDEN_TOLERANCE:  # NaN is no change that can be tolerated
+        raise LoadFailed(
+            f"{version} answers its golden inputs differently than when it was published: by "
+            f"{change:.2g} of the largest output, and {GOLDEN_TOLERANCE} is allowed"
+        )
+
+
+def _proof(manifest: Manifest, golden: Golden | None) -> tuple[Tensor, Tensor] | None:
+    if golden is None:
+        return None
+    inputs = manifest.preprocessing.finish(golden.inputs[:PROOF_ROWS])
+    return inputs, golden.outputs[:PROOF_ROWS].clone()
 
 
 def _check_shape(
     version: Version, manifest: Manifest, network: nn.Module, device: torch.device
 ) -> None:
-    logits = _forward(network, torch.zeros((1, *manifest.preprocessing.input_shape)), device)
+    zeros = torch.zeros((1, *manifest.preprocessing.input_shape))
+    logits = _forward(version, network, zeros, device)
     if logits.shape != (1, len(manifest.labels)):
         raise LoadFailed(
             f"{version} answers shape {list(logits.shape)} to one input; "
@@ -66,21 +104,19 @@ def _check_shape(
 def _check_golden(
     version: Version, manifest: Manifest, network: nn.Module, golden: Golden, device: torch.device
 ) -> None:
-    largest = golden.outputs.abs().max().clamp_min(1e-6)
     until = time.monotonic() + GOLDEN_TIME_S
     for start in range(0, len(golden.inputs), GOLDEN_ROWS):
         rows = slice(start, start + GOLDEN_ROWS)
-        logits = _forward(network, manifest.preprocessing.finish(golden.inputs[rows]), device)
-        change = float(((logits - golden.outputs[rows]).abs().max() / largest).item())
-        if not change <= GOLDEN_TOLERANCE:  # NaN is no change that can be tolerated
-            raise LoadFailed(
-                f"{version} answers its golden inputs differently than when it was published: by "
-                f"{change:.2g} of the largest output, and {GOLDEN_TOLERANCE} is allowed"
-            )
+        batch = manifest.preprocessing.finish(golden.inputs[rows])
+        check_change(version, _forward(version, network, batch, device), golden.outputs[rows])
         if time.monotonic() > until:
             return
 
 
-def _forward(network: nn.Module, batch: Tensor, device: torch.device) -> Tensor:
-    output: Tensor = network(batch.to(device)).float().cpu()
+def _forward(version: Version, network: nn.Module, batch: Tensor, device: torch.device) -> Tensor:
+    try:
+        output: Tensor = network(batch.to(device)).float().cpu()
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+        # A network that does not fit what its manifest says of its inputs, or an operator's fault.
+        raise LoadFailed(f"{version} fails on an input: {' '.join(str(error).split())}") from error
     return output
