@@ -6,6 +6,8 @@
 #       torch from an index of CPU builds (pytorch.org names it under "Get started"): far smaller
 #   docker build -t pytorchlib --build-arg COMPILER= .
 #       without the C++ compiler, and so without torch.compile
+#
+# It listens on every address, and so starts with a key (PYTORCHLIB_API_KEY) or with --no-auth only.
 
 ARG PYTHON_IMAGE=python:3.13-slim-trixie
 

@@ -45,7 +45,8 @@ docs: setup  ## write what the documentation repeats from the code
 
 lock: $(BIN)/uv  ## write the lock files from pyproject.toml; UPGRADE=1 takes the newest versions
 	$(LOCK) --output-file requirements-dev.lock --extra dev pyproject.toml
-	$(LOCK) --output-file requirements.lock --constraints requirements-dev.lock pyproject.toml
+	$(LOCK) --output-file requirements.lock --constraints requirements-dev.lock \
+		--extra postgresql --extra tracing pyproject.toml
 	$(LOCK) --output-file requirements-build.lock --constraints requirements-dev.lock --group build
 
 clean:  ## remove what was installed and built; models, datasets and jobs in var/ stay

@@ -6,10 +6,11 @@ torch is imported inside the commands, so that `--help` answers at once.
 import sys
 import threading
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from app import key_commands
 from app.flags import with_settings
 from app.logs import configure_logging
 from app.settings import Settings
@@ -47,27 +48,46 @@ def serve(
     from app.http.server import serve as serve_app
 
     configure_logging(settings)
+    _require_a_key(settings)
     # A checkpoint of the operator's own may name a class that lies where the service is started.
     sys.path.append(str(Path.cwd()))
     # Bound before anything slow: a taken port is told at once, and early callers wait in line.
     listener = listen(settings.host, settings.port)
+    port = settings.metrics_port
+    scraped = [] if port is None else [listen(settings.host, port)]
     if import_file is not None:
         _import_once(settings, import_file, network, name, labels)
     sample = _prepare(settings) if quickstart else None
 
+    from app.api.metrics_port import MetricsPort
     from app.main import create_app
 
     stopping = threading.Event()
     app = create_app(settings, draining=stopping.is_set)
-    _greet(f"http://{settings.host}:{listener.getsockname()[1]}", sample)
+    _greet(f"http://{settings.host}:{listener.getsockname()[1]}", sample, app.state.gate.is_open)
+    served: Any = app
+    for second in scraped:
+        served = MetricsPort(
+            app, app.state.metrics, second.getsockname()[1], settings.allowed_hosts
+        )
     code = serve_app(
-        app,
-        sockets=[listener],
+        served,
+        sockets=[listener, *scraped],
         drain_s=settings.drain_s,
         on_drain=stopping.set,
         on_refusal=app.state.metrics.count_refusal,
     )
     raise typer.Exit(code)
+
+
+def _require_a_key(settings: Settings) -> None:
+    """Refuse to be open to others, unless that is said aloud, and say so before anything slow."""
+    from app.auth.watch import KeySources
+    from app.http.server import is_loopback
+
+    sources = KeySources(settings.home, settings.api_keys_file, settings.api_key)
+    if not settings.no_auth and not is_loopback(settings.host):
+        sources.require_one(settings.host)
 
 
 def _import_once(
@@ -104,10 +124,14 @@ def _prepare(settings: Settings) -> Path:
     return prepare(settings.home)
 
 
-def _greet(address: str, sample: Path | None) -> None:
+def _greet(address: str, sample: Path | None, is_open: bool) -> None:
     typer.echo(f"Serving on {address}; its routes are described at {address}/docs")
     if sample is not None:
-        typer.echo(f"Try:  curl -F file=@{sample} {address}/v1/models/digits/predict")
+        key = "" if is_open else "-H 'Authorization: Bearer KEY' "
+        typer.echo(f"Try:  curl {key}-F file=@{sample} {address}/v1/models/digits/predict")
+
+
+commands.add_typer(key_commands.commands)
 
 
 def main() -> None:

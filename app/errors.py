@@ -5,9 +5,12 @@
     │   ├── BadInput            422  understood, and wrong: shape, range, type
     │   ├── MediaTypeRefused    415  a content type or encoding that is not read here
     │   └── BodyTooLarge        413  more bytes or elements than the limit
+    ├── KeyRefused              401  no key, or none that opens anything
+    ├── ScopeMissing            403  the key may not do this
     ├── NotFound                404  no such thing
     ├── Overloaded              429  a bound is reached; `retry_after_s` says when to come back
-    │   └── QueueFull                too many inputs wait for this model
+    │   ├── QueueFull                too many inputs wait for this model
+    │   └── TooManyBadKeys           this address sent bad keys, and must wait
     ├── DeadlineExceeded        504  the request's time was up before its answer
     │   └── DeadlineUnreachable      its time would be up before its turn
     ├── Unavailable             503  not now: starting, draining, a version that cannot be loaded
@@ -66,6 +69,23 @@ class BodyTooLarge(BadRequest):
     """More bytes or elements than the limit."""
 
 
+class KeyRefused(ServiceError):
+    """No key, or one that is unknown, expired or revoked: one sentence for all, which tells none.
+
+    It takes no message, so that nobody can make two of it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this needs a key that has neither expired nor been revoked; send it as the header "
+            "`Authorization: Bearer KEY`"
+        )
+
+
+class ScopeMissing(ServiceError):
+    """The key may not do this."""
+
+
 class NotFound(ServiceError):
     """No such thing."""
 
@@ -80,6 +100,10 @@ class Overloaded(ServiceError):
 
 class QueueFull(Overloaded):
     """Too many inputs wait for this model."""
+
+
+class TooManyBadKeys(Overloaded):
+    """This address sent bad keys, and must wait before it sends another."""
 
 
 class DeadlineExceeded(ServiceError):
@@ -128,6 +152,8 @@ STATUS: Mapping[type[Exception], int] = {
     BadInput: 422,
     MediaTypeRefused: 415,
     BodyTooLarge: 413,
+    KeyRefused: 401,
+    ScopeMissing: 403,
     NotFound: 404,
     Overloaded: 429,
     DeadlineExceeded: 504,

@@ -7,7 +7,7 @@ generated from this file, and a test keeps them equal.
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 MEBIBYTE = 1024 * 1024
@@ -27,6 +27,16 @@ class Settings(BaseSettings):
     threads: int = Field(
         0, ge=0, le=1024, description="Threads that compute; 0 takes what the cgroup allows."
     )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto",
+        description="Numbers that networks compute in; auto takes the quickest here that answers "
+        "as published.",
+    )
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Whether networks are compiled in the background; auto where there is time to "
+        "gain.",
+    )
     preload: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Models to load before the service is ready, separated by commas."
     )
@@ -35,6 +45,24 @@ class Settings(BaseSettings):
     )
     allowed_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Origins of web pages that may change things, separated by commas."
+    )
+    api_key: SecretStr | None = Field(
+        None, description="One key with all scopes, for whoever needs no second one."
+    )
+    api_keys_file: Path | None = Field(
+        None, description="A mounted secret: `name scope,scope sha256:HASH` on each line."
+    )
+    no_auth: bool = Field(
+        False, description="Listen on any address though there is no key; keys that are, count."
+    )
+    signed_link_s: float = Field(
+        3600.0, gt=0, le=604_800, description="How long a link to a report opens without a key."
+    )
+    metrics_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="A port of its own for /metrics, at the same address and without a key.",
     )
     max_body_bytes: int = Field(64 * MEBIBYTE, ge=1024, description="Largest request body.")
     max_picture_bytes: int = Field(10 * MEBIBYTE, ge=64, description="Largest encoded picture.")
@@ -62,6 +90,9 @@ class Settings(BaseSettings):
         description="MiB of weights that may be live at once; beyond it the least recently used "
         "versions go. 0 takes 80 % of a GPU's memory, or half of the machine's.",
     )
+    max_explanations: int = Field(
+        2, ge=1, le=64, description="Explanations computed at one moment; more are answered 429."
+    )
     watch_interval_s: float = Field(
         1.0, gt=0, description="How often the store is looked at for what other processes changed."
     )
@@ -83,6 +114,12 @@ class Settings(BaseSettings):
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
+
+    @field_validator("api_key", "api_keys_file", "metrics_port", mode="before")
+    @classmethod
+    def _absent(cls, value: object) -> object:
+        """An empty variable is how a compose file says nothing."""
+        return None if isinstance(value, str) and not value.strip() else value
 
     @property
     def models_folder(self) -> Path:

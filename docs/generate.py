@@ -17,7 +17,7 @@ BEGIN, END = "<!-- tree: begin -->", "<!-- tree: end -->"
 
 def settings_page() -> str:
     """`docs/settings.md`, one row a setting."""
-    from app.flags import flag_of, variable_of
+    from app.flags import flag_of, is_secret, variable_of
     from app.settings import Settings
 
     rows = [
@@ -32,9 +32,8 @@ def settings_page() -> str:
     for name, field in Settings.model_fields.items():
         default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
         shown = f"`{default}`" if default not in ("", None) else "none"
-        rows.append(
-            f"| `{flag_of(name)}` | `{variable_of(name)}` | {shown} | {field.description} |"
-        )
+        flag = "none" if is_secret(field) else f"`{flag_of(name)}`"
+        rows.append(f"| {flag} | `{variable_of(name)}` | {shown} | {field.description} |")
     return "\n".join(rows) + "\n"
 
 

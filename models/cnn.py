@@ -1,8 +1,9 @@
 """A small convolutional network for small grey or colour pictures (8 to 64 pixels a side).
 
 On a processor, time goes where activations are large. So pictures that can spare it are halved by
-the first two convolutions themselves, and what is pooled is pooled before its norm and ReLU, which
-then touch a quarter of the numbers; the largest of four is the same before and after ReLU.
+the first two convolutions themselves, which also leave the borders out; smaller ones are pooled,
+before norm and ReLU, which then touch a quarter of the numbers (the largest of four is the same
+before and after ReLU). Widths that are multiples of eight are the cheapest for each filter.
 `docs/log.md` has the figures.
 """
 
@@ -21,7 +22,8 @@ class CNN(nn.Module):
         channels: 1 for grey, 3 for colour.
         size: pixels a side; at least 4.
         num_classes: width of the last layer.
-        width: filters of the first convolution; the next two have twice and four times as many.
+        width: filters of the first convolution; the next two have one and a half times and three
+            times as many.
 
     Input float32 `[N, channels, size, size]`, output logits float32 `[N, num_classes]`.
 
@@ -35,39 +37,44 @@ class CNN(nn.Module):
         whole_number("size", size, 4, 1024)
         whole_number("num_classes", num_classes, 1, 1 << 17)
         whole_number("width", width, 1, 1024)
+        widths = (width, width + (width + 1) // 2, 3 * width)
         is_strided = size >= STRIDED_FROM
-        side = _halved(_halved(size)) // 2 if is_strided else size // 4
-        refuse_giant(4 * width * side**2 * num_classes)
-        first = (
-            (*_convolution(channels, width, 5, 2), *_convolution(width, 2 * width, 3, 2))
-            if is_strided
-            else (*_convolution(channels, width, 3, 1), *_pooled(width, 2 * width))
-        )
-        self.body = nn.Sequential(*first, *_pooled(2 * width, 4 * width))
-        self.head = nn.Linear(4 * width * side**2, num_classes)
+        side = ((size - 5) // 2 - 2) // 2 + 1 if is_strided else size // 4
+        refuse_giant(widths[2] * side**2 * num_classes)
+        body = _strided if is_strided else _pooled
+        self.body = body(channels, *widths)
+        self.head = nn.Linear(widths[2] * side**2, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.head(self.body(x).flatten(1))
         return out
 
 
-def _convolution(inputs: int, outputs: int, kernel: int, stride: int) -> list[nn.Module]:
-    return [
-        nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False),
-        nn.BatchNorm2d(outputs),
-        nn.ReLU(),
-    ]
+def _strided(channels: int, first: int, second: int, third: int) -> nn.Sequential:
+    """To a quarter of the side, less a border."""
+    return nn.Sequential(
+        nn.Conv2d(channels, first, 5, stride=2, bias=False),
+        *_norm(first),
+        nn.Conv2d(first, second, 3, stride=2, bias=False),
+        *_norm(second),
+        nn.Conv2d(second, third, 3, padding=1, bias=False),
+        *_norm(third),
+    )
 
 
-def _pooled(inputs: int, outputs: int) -> list[nn.Module]:
-    return [
-        nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
+def _pooled(channels: int, first: int, second: int, third: int) -> nn.Sequential:
+    """To a quarter of the side."""
+    return nn.Sequential(
+        nn.Conv2d(channels, first, 3, padding=1, bias=False),
+        *_norm(first),
+        nn.Conv2d(first, second, 3, padding=1, bias=False),
         nn.MaxPool2d(2),
-        nn.BatchNorm2d(outputs),
-        nn.ReLU(),
-    ]
+        *_norm(second),
+        nn.Conv2d(second, third, 3, padding=1, bias=False),
+        nn.MaxPool2d(2),
+        *_norm(third),
+    )
 
 
-def _halved(size: int) -> int:
-    """The side after a convolution with a stride of two."""
-    return (size + 1) // 2
+def _norm(width: int) -> tuple[nn.Module, nn.Module]:
+    return nn.BatchNorm2d(width), nn.ReLU()

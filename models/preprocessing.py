@@ -211,6 +211,24 @@ class Preprocessing(BaseModel):
                 x = x.flatten(1)
         return x
 
+    def undone(self, batch: Tensor) -> Tensor:
+        """What `finish` began with, as near as numbers allow.
+
+        Args:
+            batch: float32 `[N, *input_shape]`.
+
+        Returns:
+            float32 `[N, *raw_shape]`; of pictures, in the range of bytes.
+        """
+        x = batch.reshape(len(batch), *self.raw_shape)
+        for step in reversed(self.steps):
+            if isinstance(step, Scale):
+                x = x * step.divisor
+            elif isinstance(step, Normalize):
+                mean, std = _per_channel(step, x)
+                x = x * std + mean
+        return x.clamp(0, 255) if self.accepts_pictures else x
+
 
 def _per_channel(step: Normalize, x: Tensor) -> tuple[Tensor, Tensor]:
     shape = (1, -1) + (1,) * (x.ndim - 2)

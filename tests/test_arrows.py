@@ -35,7 +35,7 @@ LEVELS = (
     {"engine", "jobs", "http"},
     {"promotion"},
     {"api"},
-    {"main"},
+    {"main", "key_commands"},
     {"__main__"},
 )
 LEVEL_OF = {part: level for level, parts in enumerate(LEVELS) for part in parts}

@@ -83,14 +83,14 @@ def test_a_faulty_file_does_not_stop_the_others(home, tmp_path):
 def test_evaluate(home):
     done = run("evaluate", "-m", "digits", "--dataset", "digits", home=home)
     assert done.exit_code == 0
-    assert "digits:1 on the test part of digits" in done.output
+    assert "digits:1 on all samples of digits" in done.output
     assert "calibration" in done.output
 
 
 def test_evaluate_for_machines(home):
     done = run("evaluate", "-m", "digits", "--data", "digits", "--json", home=home)
     found = json.loads(done.output)
-    assert found["part"] == "test"
+    assert (found["part"], found["report"]["num_samples"]) == ("train", 1797)
     assert len(found["report"]["classes"]) == 10
 
 

@@ -11,6 +11,7 @@ from playwright.sync_api import Page, Route, expect, sync_playwright
 from raw_http import running
 from starlette.testclient import TestClient
 
+from app.auth.store import KeyStore
 from app.main import create_app
 from app.settings import Settings
 from models.store import ModelStore
@@ -103,6 +104,35 @@ def test_try_it_out_predicts_a_chosen_file(
     expect(answer).to_contain_text(re.compile(r'"label": "\d"'))
     assert foreign == []
     assert complaints == []
+
+
+@pytest.mark.slow
+def test_authorize_takes_a_key_and_sends_it(page: Page, address: str, store: ModelStore) -> None:
+    _, token = KeyStore(store.folder.parent).create("reader", ("predict",))
+    foreign, complaints = watch(page)
+    page.goto(f"{address}/docs")
+    models = page.locator(".opblock", has_text="List all models").first
+    models.locator(".opblock-summary-control").click()
+    models.get_by_role("button", name="Try it out").click()
+    status = models.locator(".live-responses-table .response .response-col_status").first
+    execute = models.get_by_role("button", name="Execute")
+    for _ in range(100):  # until the server has noticed that there is a key now
+        execute.click()
+        page.wait_for_timeout(200)
+        if status.text_content() == "401":
+            break
+
+    page.get_by_role("button", name="Authorize").first.click()
+    dialog = page.locator(".dialog-ux")
+    expect(dialog).to_contain_text("bearer", ignore_case=True)
+    dialog.locator("input").fill(token)
+    dialog.get_by_role("button", name="Apply credentials").click()
+    dialog.get_by_role("button", name="Close", exact=True).click()
+    execute.click()
+
+    expect(status).to_contain_text("200", timeout=PATIENCE_MS)
+    assert foreign == []
+    assert all("401" in line for line in complaints), complaints
 
 
 def watch(page: Page) -> tuple[list[str], list[str]]:

@@ -34,7 +34,7 @@ def small_network() -> nn.Module:
     for part in convolutions:
         nn.init.zeros_(part.weight)
         for channel in range(2):  # carries red and blue through in channels of their own
-            source = (0, 2)[channel] if part.in_channels == 3 else channel
+            source = (0, 2)[channel] if part is convolutions[0] else channel
             part.weight.data[channel, source, 1, 1] = 1.0
     nn.init.zeros_(network.head.weight)
     half = network.head.in_features // convolutions[-1].out_channels
@@ -134,7 +134,7 @@ def test_a_part_that_is_not_there(tmp_path):
         drive(measure(imported.network, imported.manifest, config, CPU, part="test"))
 
 
-def test_built_in_data_is_measured_on_the_part_that_was_held_out(tmp_path):
+def test_data_that_the_model_did_not_learn_from_is_split_as_asked(tmp_path):
     network = networks.build("cnn", {"channels": 1, "size": 8, "num_classes": 10, "width": 2})
     weights = saved(tmp_path, network.state_dict())
     options = {"channels": 1, "size": 8, "width": 2}
@@ -142,6 +142,10 @@ def test_built_in_data_is_measured_on_the_part_that_was_held_out(tmp_path):
     measured = drive(measure(imported.network, imported.manifest, DataConfig(), CPU))
     assert measured.part == "test"
     assert 100 < measured.report.num_samples < 300
+    assert measured.where == "the test part of digits"
+    measured = drive(measure(imported.network, imported.manifest, whole("digits"), CPU))
+    assert measured.where == "all samples of digits"
+    assert measured.report.num_samples == 1797
 
 
 @pytest.mark.parametrize(

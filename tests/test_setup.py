@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -46,10 +47,20 @@ def test_a_lock_names_no_host(lock: str) -> None:
     assert not re.search(r"://|--index-url|--extra-index-url|--find-links| @ ", text)
 
 
+def with_extras(wanted: list[str]) -> Iterator[Requirement]:
+    """Every requirement; where the project names itself with extras, those of the extras."""
+    for requirement in map(Requirement, wanted):
+        if requirement.name != PROJECT["project"]["name"]:
+            yield requirement
+        for extra in requirement.extras if requirement.name == PROJECT["project"]["name"] else ():
+            yield from with_extras(PROJECT["project"]["optional-dependencies"][extra])
+
+
 @pytest.mark.parametrize(
     ("lock", "wanted"),
     [
         ("requirements.lock", PROJECT["project"]["dependencies"]),
+        ("requirements.lock", ["pytorchlib[postgresql,tracing]"]),
         ("requirements-dev.lock", PROJECT["project"]["dependencies"]),
         ("requirements-dev.lock", PROJECT["project"]["optional-dependencies"]["dev"]),
         ("requirements-build.lock", PROJECT["dependency-groups"]["build"]),
@@ -57,7 +68,7 @@ def test_a_lock_names_no_host(lock: str) -> None:
 )
 def test_a_lock_follows_the_project_file(lock: str, wanted: list[str]) -> None:
     pins = locked(lock)
-    for requirement in map(Requirement, wanted):
+    for requirement in with_extras(wanted):
         assert requirement.name in pins, f"{requirement.name} is not in {lock}: run `make lock`"
         for pin in pins[requirement.name]:
             version = str(pin.specifier).removeprefix("==")

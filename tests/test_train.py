@@ -11,6 +11,7 @@ from models.checkpoint import load
 from models.store import ModelStore
 from training.config import TrainConfig
 from training.events import recorded
+from training.measure import measure, whole
 from training.progress import drive
 from training.publish import publish
 from training.train import NetworkUnfit, Trained, train
@@ -67,6 +68,34 @@ def test_a_version_says_where_it_comes_from(digits: Trained, tmp_path: Path) -> 
     assert manifest.metrics["accuracy"] == digits.report.accuracy
     assert manifest.metrics["measured_on"] == "test"
     assert manifest.labels == digits.dataset.classes
+
+
+@pytest.mark.parametrize("part", ["validation", "test"])
+def test_a_version_is_measured_on_what_was_held_out_of_its_training(
+    part: str, tmp_path: Path
+) -> None:
+    changes = {"test_fraction": 0.3, "validation_fraction": 0.2, "split_seed": 5, "epochs": 1}
+    trained = drive(train(config(**changes)))
+    version = load(publish(trained, ModelStore(tmp_path), "digits").folder)
+    loop = measure(version.network, version.manifest, whole("digits"), torch.device("cpu"), part)
+    measured = drive(loop)
+    assert measured.where == f"the {part} part of digits, split as in its training"
+    assert measured.report.num_samples == len(trained.dataset.parts[part])
+    if part == "test":
+        assert measured.report.accuracy == trained.report.accuracy
+
+
+def test_a_dataset_that_has_grown_since_is_doubted(tmp_path: Path) -> None:
+    table = tmp_path / "points.csv"
+    rows = [f"{i % 7},{i % 2},{'odd' if i % 2 else 'even'}" for i in range(60)]
+    table.write_text("\n".join(["a,b,label", *rows[:40]]))
+    trained = drive(train(config(dataset=str(table), epochs=1)))
+    version = load(publish(trained, ModelStore(tmp_path / "models"), "points").folder)
+    table.write_text("\n".join(["a,b,label", *rows]))
+    loop = measure(version.network, version.manifest, whole(str(table)), torch.device("cpu"))
+    measured = drive(loop)
+    assert measured.report.num_samples == 60
+    assert "it may have seen some of these" in measured.notes[-1]
 
 
 def test_a_run_is_published_once(digits: Trained, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from conftest import publish_cnn
 from starlette.testclient import TestClient
 
-from app.api.v2 import EXTENSIONS, MODEL_PATHS, V2Options, v2_routes
+from app.api.v2 import EXTENSIONS, MODEL_PATHS, V2Options, infer_routes, v2_routes
 from app.api.v2_schema import v2_entries
 from app.api.v2_tensors import Limits
 from models import checkpoint
@@ -315,7 +315,9 @@ def test_the_repository_takes_no_files(client: TestClient) -> None:
 
 def test_every_route_has_an_entry_and_every_entry_a_route(client: TestClient) -> None:
     options = V2Options(Limits(), "0", 1, 1.0)
-    routes = v2_routes(client.app.state.engine.live, options)  # type: ignore[attr-defined]
+    state = client.app.state  # type: ignore[attr-defined]
+    live, gate = state.engine.live, state.gate
+    routes = [*infer_routes(live, options, gate), *v2_routes(live, options, gate)]
     entries = v2_entries()
     assert {route.path for route in routes} == set(entries)  # type: ignore[attr-defined]
     assert len(MODEL_PATHS) == 2

@@ -5,7 +5,7 @@ later. Either way every fault is known before training begins.
 """
 
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +121,11 @@ def open_dataset(
         notes=source.notes,
         num_workers=num_workers,
     )
+
+
+def split_by(dataset: Dataset, config: DataConfig) -> Dataset:
+    """`dataset`, opened with nothing held out, split as `config` says."""
+    return replace(dataset, parts=_held_out(dataset.parts, config))
 
 
 def read_source(config: DataConfig) -> Source:

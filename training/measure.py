@@ -1,7 +1,8 @@
 """A checkpoint measured on a dataset of any kind, by the names of its classes.
 
 The model's own preprocessing is used, and the dataset's classes are found among its labels, so a
-dataset may have fewer classes than the model, in any order.
+dataset may have fewer classes than the model, in any order. A dataset that the model learned from
+is split as it was then, so that what is measured was never seen.
 """
 
 from collections.abc import Generator, Sequence
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from models.manifest import Manifest
 from training.config import DataConfig
-from training.datasets import Dataset, open_dataset
+from training.datasets import Dataset, open_dataset, split_by
 from training.evaluate import evaluate
 from training.feed import in_batches
 from training.progress import Progress
@@ -20,6 +21,7 @@ from training.report import Report
 from training.source import Part
 
 BATCH = 64
+_SPLIT = ("validation_fraction", "test_fraction", "split_seed")
 
 
 class ClassesUnknown(Exception):
@@ -34,6 +36,7 @@ class Measured:
         report: the figures.
         dataset: its name.
         part: which of its parts was measured.
+        where: the same for a person, with how the part came about.
         notes: what a person should know of the dataset, such as files that were skipped.
         sample: some of the samples, as preprocessing's `finish` takes them.
     """
@@ -41,6 +44,7 @@ class Measured:
     report: Report
     dataset: str
     part: str
+    where: str
     notes: tuple[str, ...]
     sample: Tensor
 
@@ -57,7 +61,8 @@ def measure(
     Args:
         network: in `eval()`; moved to `device`.
         manifest: says its preprocessing and labels.
-        config: which dataset, and how it is split where it has no parts of its own.
+        config: which dataset, and how it is split where it has no parts of its own; but one that
+            the manifest's lineage knows by its fingerprint is split as in training.
         device: where to compute.
         part: `train`, `validation` or `test`; the one that figures come from if None.
 
@@ -66,7 +71,10 @@ def measure(
         training.faults.DatasetError: the dataset cannot be used.
         training.report.ReportError: the answers cannot be counted.
     """
-    dataset = yield from open_dataset(config, manifest.preprocessing)
+    undivided = config.model_copy(update={"validation_fraction": 0.0, "test_fraction": 0.0})
+    dataset = yield from open_dataset(undivided, manifest.preprocessing)
+    is_known = dataset.fingerprint == manifest.lineage.dataset_fingerprint
+    dataset = split_by(dataset, _as_in_training(manifest, config) if is_known else config)
     name = part or dataset.measured_on
     measured = _relabelled(_part(dataset, name), dataset.classes, manifest.labels)
     network.to(device)
@@ -79,7 +87,9 @@ def measure(
     finish = manifest.preprocessing.finish
     batches = in_batches(measured, finish, BATCH, dataset.num_workers)
     report = yield from evaluate(predict, batches, manifest.labels, len(measured))
-    return Measured(report, dataset.name, name, dataset.notes, _some(measured))
+    notes = (*dataset.notes, *_doubts(dataset, manifest, is_known))
+    where = _where(dataset, name, is_known)
+    return Measured(report, dataset.name, name, where, notes, _some(measured))
 
 
 def whole(dataset: str, **options: object) -> DataConfig:
@@ -89,6 +99,33 @@ def whole(dataset: str, **options: object) -> DataConfig:
         training.config.ConfigError: an option is unknown or out of range.
     """
     return DataConfig.of(dataset=dataset, validation_fraction=0, test_fraction=0, **options)
+
+
+def _as_in_training(manifest: Manifest, config: DataConfig) -> DataConfig:
+    options = manifest.lineage.options
+    return DataConfig.of(
+        **{
+            **config.model_dump(),
+            **{name: options[name] for name in _SPLIT if name in options},
+        }
+    )
+
+
+def _where(dataset: Dataset, part: str, is_known: bool) -> str:
+    if is_known:
+        return f"the {part} part of {dataset.name}, split as in its training"
+    is_all = len(dataset.parts) == 1
+    return f"all samples of {dataset.name}" if is_all else f"the {part} part of {dataset.name}"
+
+
+def _doubts(dataset: Dataset, manifest: Manifest, is_known: bool) -> tuple[str, ...]:
+    """A folder that has grown since is another dataset, and yet holds what was learned."""
+    if is_known or dataset.name != manifest.lineage.dataset:
+        return ()
+    return (
+        f"the model learned from a dataset that is called {dataset.name} too and held other "
+        "samples; it may have seen some of these",
+    )
 
 
 def _part(dataset: Dataset, name: str) -> Part:

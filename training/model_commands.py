@@ -167,23 +167,19 @@ def evaluate_model(
 ) -> None:
     """Measure a model on labelled samples: accuracy, per-class figures, calibration.
 
-    A dataset with parts of its own is measured on its test part. Of the built-in ones the part is
-    taken that training holds out; of any other one, everything.
+    A dataset with parts of its own is measured on its test part. One that the model learned from is
+    measured on the part that was held out then; of any other one, everything.
     """
-    from training.builtin import NAMES
-    from training.config import DataConfig
     from training.measure import whole
 
     version, checkpoint = _loaded(home, model)
-    chosen = {"data_root": data_root, "label_column": label_column}
-    config = (
-        DataConfig.of(dataset=dataset, **chosen) if dataset in NAMES else whole(dataset, **chosen)
-    )
+    config = whole(dataset, data_root=data_root, label_column=label_column)
     measured = _driven(checkpoint.network, checkpoint.manifest, config, device, part, as_json)
     if as_json:
         typer.echo(_json({"model": version.name, "version": version.number, **_facts(measured)}))
     else:
-        typer.echo(f"{version} on the {measured.part} part of {measured.dataset}")
+        typer.echo(f"{version} on {measured.where}")
+        _say(measured.notes)
         _say(spoken.of_report(measured.report))
 
 
@@ -275,6 +271,7 @@ def _facts(measured: "Measured") -> dict[str, Any]:
     return {
         "dataset": measured.dataset,
         "part": measured.part,
+        "where": measured.where,
         "notes": measured.notes,
         "report": measured.report.to_json(),
     }

@@ -24,8 +24,7 @@ RECIPES: Final[Mapping[str, Mapping[str, Any]]] = {
     },
     "mnist": {
         "network": "cnn",
-        "network_options": {"width": 12},
-        "epochs": 2,
+        "epochs": 3,
         "batch_size": 256,
         "learning_rate": 2e-2,
         "weight_decay": 1e-4,

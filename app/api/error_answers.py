@@ -44,9 +44,15 @@ class RequestEdge:
         except Exception as error:
             if started:
                 raise
-            request_id = scope.get("state", {}).get("request_id")
-            log.exception("request %s failed", request_id)
+            log_unless_known(error, scope)
             await error_response(Request(scope), refusal_of(error))(scope, receive, send)
+
+
+def log_unless_known(error: Exception, scope: Scope) -> None:
+    """Write the traceback of an error that the table of statuses does not know."""
+    if not any(known in STATUS for known in type(error).__mro__):
+        request_id = scope.get("state", {}).get("request_id")
+        log.error("request %s failed", request_id, exc_info=error)
 
 
 def install_error_answers(app: FastAPI) -> None:
@@ -87,6 +93,8 @@ def error_response(
     headers = dict(headers or {})
     if refusal.retry_after_s is not None:
         headers["Retry-After"] = str(max(1, math.ceil(refusal.retry_after_s)))
+    if refusal.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
     if request.scope["path"].startswith("/v2"):
         # That protocol knows one status for a request that is understood and wrong.
         status = 400 if refusal.status == 422 else refusal.status

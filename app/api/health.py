@@ -5,6 +5,7 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
+from app.api.permission import requires
 from app.api.schema import shown
 from app.metrics import Metrics
 
@@ -44,6 +45,7 @@ def health_routes(ready: Callable[[], str | None], metrics: Metrics) -> APIRoute
     @router.get(
         "/metrics",
         summary="Counts and times for Prometheus.",
+        dependencies=[requires("metrics")],
         response_class=Response,
         responses={
             200: {

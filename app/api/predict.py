@@ -77,7 +77,7 @@ class PredictRoute:
         scope["model"] = predictor  # for the count of requests by model and version
         content_type = headers.get(b"content-type", b"").decode("latin-1")
         inputs = read_inputs(content_type, bytes(body), _query_top_k(scope), self._max_inputs)
-        batch = await _batch(predictor, inputs, deadline, self._max_inputs)
+        batch = await batch_of(predictor, inputs, deadline, self._max_inputs)
         decoded = time.perf_counter()
         prediction = await predictor.predict(batch, deadline)
         return {
@@ -126,7 +126,7 @@ def read_inputs(content_type: str, body: bytes, top_k: str | None, max_inputs: i
     if media_type in PICTURE_TYPES:
         return Inputs([body], None, _top_k(top_k))
     if media_type == "application/json":
-        return _read_json(body, top_k)
+        return read_document(read_object(body), top_k)
     raise MediaTypeRefused(
         f"the content type {media_type[:80]!r} is not read here; send multipart/form-data with "
         "fields `file`, application/json, or the bytes of one picture as image/jpeg, image/png "
@@ -134,13 +134,23 @@ def read_inputs(content_type: str, body: bytes, top_k: str | None, max_inputs: i
     )
 
 
-def _read_json(body: bytes, top_k: str | None) -> Inputs:
+def read_object(body: bytes) -> dict[str, Any]:
+    """The JSON object in `body`.
+
+    Raises:
+        BadRequest, BadInput: it holds none.
+    """
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise BadRequest(f"the body is not JSON: {error}") from None
     if not isinstance(document, dict):
         raise BadInput("the body must be a JSON object with `images` or `inputs`")
+    return document
+
+
+def read_document(document: dict[str, Any], top_k: str | None) -> Inputs:
+    """What a JSON object brings; raises as `read_inputs`."""
     unknown = sorted(document.keys() - {"image", "images", "inputs", "top_k"})
     if unknown:
         raise BadInput(f"unknown field {unknown[0]!r}; known are images, inputs, top_k")
@@ -176,7 +186,14 @@ def _top_k(value: object) -> int:
     return value
 
 
-async def _batch(predictor: Predictor, inputs: Inputs, deadline: float, max_inputs: int) -> Tensor:
+async def batch_of(
+    predictor: Predictor, inputs: Inputs, deadline: float, max_inputs: int
+) -> Tensor:
+    """What a request brought as the model's input, float32 `[n, *input_shape]`.
+
+    Raises:
+        BadInput: too many, or numbers that do not fit. Others as `Predictor.decode`.
+    """
     if not inputs.pictures:
         return numbers_to_batch(inputs.numbers, predictor.input_shape, max_inputs)
     if len(inputs.pictures) > max_inputs:

@@ -1,13 +1,17 @@
 """`GET /v1/models`: what the store holds. The list is readable by OpenAI's client as well."""
 
 import asyncio
+from dataclasses import asdict
 from typing import Any, Final, Literal
 
 from fastapi import APIRouter, Path
 from pydantic import BaseModel, Field
 
+from app.api.permission import requires
 from app.api.schema import error_answers, shown
+from app.engine.execution import Execution
 from app.engine.live import LiveModels
+from app.engine.predictor import Predictor
 from models.manifest import Lineage, Manifest, NetworkSpec
 from models.preprocessing import Preprocessing
 from models.store import PRODUCTION, ModelStore
@@ -43,6 +47,24 @@ _DESCRIPTION: Final = {
         "metrics": {"accuracy": 0.986},
         "lineage": {"dataset": "digits", "method": "train", "seed": 0},
         "live": True,
+        "execution": {
+            "form": "bf16, channels last",
+            "compiled": [1, 2, 4, 8],
+            "trials": [
+                {
+                    "form": "fp32",
+                    "ms": {"1": 26.1},
+                    "change": 0.0,
+                    "verdict": "2.12 times as slow as the chosen one",
+                },
+                {
+                    "form": "bf16, channels last",
+                    "ms": {"1": 12.9},
+                    "change": 0.004,
+                    "verdict": "chosen",
+                },
+            ],
+        },
     },
 }
 
@@ -65,6 +87,25 @@ class ModelList(BaseModel):
     data: list[ModelSummary]
 
 
+class TrialDescription(BaseModel):
+    """How one form of the network did when this version was loaded."""
+
+    form: str
+    ms: dict[int, float] = Field(description="Rows in the batch to milliseconds for it.")
+    change: float | None = Field(
+        description="Largest change of a golden output, relative to the largest."
+    )
+    verdict: str
+
+
+class ExecutionDescription(BaseModel):
+    """How a live version computes, and why."""
+
+    form: str = Field(description="Precision and layout.", examples=["bf16, channels last"])
+    compiled: list[int] = Field(description="Batch sizes that run compiled.")
+    trials: list[TrialDescription]
+
+
 class VersionDescription(BaseModel):
     """What one version says of itself."""
 
@@ -78,6 +119,9 @@ class VersionDescription(BaseModel):
     metrics: dict[str, Any]
     lineage: Lineage
     live: bool = Field(description="Whether it is in device memory now.")
+    execution: ExecutionDescription | None = Field(
+        None, description="How it computes, where it is live."
+    )
 
 
 class ModelDescription(ModelSummary):
@@ -93,6 +137,7 @@ def registry_routes(store: ModelStore, live: LiveModels) -> APIRouter:
     @router.get(
         "",
         summary="List all models, their versions and aliases.",
+        dependencies=[requires("predict")],
         responses={**shown({"object": "list", "data": [_SUMMARY]}), **error_answers(400, 500, 503)},
     )
     async def list_models() -> ModelList:
@@ -101,6 +146,7 @@ def registry_routes(store: ModelStore, live: LiveModels) -> APIRouter:
     @router.get(
         "/{model}",
         summary="Describe one model and the version that its bare name means.",
+        dependencies=[requires("predict")],
         responses={**shown(_DESCRIPTION), **error_answers(400, 404, 422, 500, 503)},
     )
     async def describe_model(
@@ -133,12 +179,12 @@ def _describe(store: ModelStore, live: LiveModels, name: str) -> ModelDescriptio
     production = None
     if number is not None:
         manifest = store.version(name, number).manifest()
-        is_live = any((one.name, one.version) == (name, number) for one in live.loaded())
-        production = _version(number, manifest, is_live)
+        holders = (one for one in live.loaded() if (one.name, one.version) == (name, number))
+        production = _version(number, manifest, next(holders, None))
     return ModelDescription(**summary.model_dump(), production=production)
 
 
-def _version(number: int, manifest: Manifest, live: bool) -> VersionDescription:
+def _version(number: int, manifest: Manifest, live: Predictor | None) -> VersionDescription:
     return VersionDescription(
         version=number,
         digest=manifest.digest,
@@ -149,5 +195,14 @@ def _version(number: int, manifest: Manifest, live: bool) -> VersionDescription:
         preprocessing=manifest.preprocessing,
         metrics=manifest.metrics,
         lineage=manifest.lineage,
-        live=live,
+        live=live is not None,
+        execution=_execution(live.loaded.execution) if live is not None else None,
+    )
+
+
+def _execution(execution: Execution) -> ExecutionDescription:
+    return ExecutionDescription(
+        form=execution.form.name,
+        compiled=sorted(execution.compiled),
+        trials=[TrialDescription(**asdict(trial)) for trial in execution.trials],
     )

@@ -6,13 +6,16 @@ from typing import Any, Final
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from app.api.permission import every_route, scopes_of
+
 DESCRIPTION: Final = (
     "Predict, evaluate and fine-tune PyTorch models. Models are named `digits` (its production "
     "version), `digits@alias` or `digits:3`. Every answer carries `X-Request-ID`; every error "
-    "says what to change."
+    "says what to change. Where there are keys, *Authorize* takes one."
 )
 ERRORS: Final[Mapping[int, str]] = {
     400: "The request cannot be understood; the message says what is wrong.",
+    401: "A key is needed, and none came, or one that is unknown, expired or revoked.",
     403: "A web page of another origin may not do this.",
     404: "There is no such thing; the message lists the nearest names.",
     408: "The body came too slowly.",
@@ -41,6 +44,16 @@ ERROR_SCHEMA: Final = {
         }
     },
 }
+V2_ERROR_SCHEMA: Final = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {"error": {"type": "string"}},
+}
+KEY: Final = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "A key that `pytorchlib keys create` showed.",
+}
 
 
 def error_answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -62,7 +75,6 @@ def shown(example: Any) -> dict[int | str, dict[str, Any]]:
 
 def predict_entry(max_picture_bytes: int) -> dict[str, Any]:
     """The entry of `POST /v1/models/{model}/predict`."""
-    picture = {"type": "string", "format": "binary"}
     return {
         "post": {
             "tags": ["predict"],
@@ -98,36 +110,7 @@ def predict_entry(max_picture_bytes: int) -> dict[str, Any]:
                     "schema": {"type": "number", "exclusiveMinimum": 0},
                 },
             ],
-            "requestBody": {
-                "required": True,
-                "content": {
-                    "multipart/form-data": {
-                        "schema": {
-                            "type": "object",
-                            "required": ["file"],
-                            "properties": {
-                                "file": {
-                                    "type": "array",
-                                    "items": picture,
-                                    "description": "JPEG, PNG or WebP; repeat for several.",
-                                }
-                            },
-                        }
-                    },
-                    "application/json": {
-                        "schema": _JSON_BODY,
-                        "examples": {
-                            "picture": {
-                                "summary": "A picture in base64",
-                                "value": {"images": [_EXAMPLE_PNG], "top_k": 3},
-                            }
-                        },
-                    },
-                    "image/jpeg": {"schema": picture},
-                    "image/png": {"schema": picture},
-                    "image/webp": {"schema": picture},
-                },
-            },
+            "requestBody": inputs_body(top_k=3),
             "responses": {
                 "200": {
                     "description": "The labels, in the order of the inputs.",
@@ -139,6 +122,40 @@ def predict_entry(max_picture_bytes: int) -> dict[str, Any]:
                 **_with_text_keys(error_answers(429, 500, 503, 504)),
             },
         }
+    }
+
+
+def inputs_body(**options: Any) -> dict[str, Any]:
+    """The bodies that pictures and tensors come in; `options` stand beside them in the example."""
+    return {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file"],
+                    "properties": {
+                        "file": {
+                            "type": "array",
+                            "items": _PICTURE,
+                            "description": "JPEG, PNG or WebP; repeat for several.",
+                        }
+                    },
+                }
+            },
+            "application/json": {
+                "schema": _JSON_BODY,
+                "examples": {
+                    "picture": {
+                        "summary": "A picture in base64",
+                        "value": {"images": [_EXAMPLE_PNG], **options},
+                    }
+                },
+            },
+            "image/jpeg": {"schema": _PICTURE},
+            "image/png": {"schema": _PICTURE},
+            "image/webp": {"schema": _PICTURE},
+        },
     }
 
 
@@ -155,11 +172,39 @@ def install_schema(app: FastAPI, entries: Mapping[str, Any], tags: list[dict[str
                 tags=tags,
             )
             schema["paths"].update(entries)
-            schema.setdefault("components", {}).setdefault("schemas", {})["Error"] = ERROR_SCHEMA
+            components = schema.setdefault("components", {})
+            components.setdefault("schemas", {})["Error"] = ERROR_SCHEMA
+            components["schemas"]["V2Error"] = V2_ERROR_SCHEMA
+            components["securitySchemes"] = {"key": KEY}
+            _say_scopes(app, schema["paths"])
             app.openapi_schema = schema
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _say_scopes(app: FastAPI, paths: dict[str, Any]) -> None:
+    """Let each operation name the scope it asks for, as the route itself says it."""
+    for path, route in every_route(app.routes):
+        scopes, operations = scopes_of(route), paths.get(path, {})
+        for method in getattr(route, "methods", None) or ():
+            operation = operations.get(method.lower())
+            if scopes and operation is not None:
+                operation["security"] = [{"key": list(scopes)}]
+                _add_refusals(operation["responses"], path, " and ".join(scopes))
+
+
+def _add_refusals(answers: dict[str, Any], path: str, scope: str) -> None:
+    form = "V2Error" if path.startswith("/v2") else "Error"
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{form}"}}}
+    refusals = {
+        "401": ERRORS[401],
+        "403": f"The key lacks the scope `{scope}`, or a web page of another origin asked.",
+        "429": ERRORS[429],
+    }
+    for status, sentence in refusals.items():
+        known = answers.get(status, {"content": content})
+        answers[status] = {**known, "description": sentence}
 
 
 def _with_text_keys(answers: Mapping[int | str, Any]) -> dict[str, Any]:
@@ -226,3 +271,4 @@ _PREDICTION_EXAMPLE: Final = {
     ],
     "time_ms": {"decode": 0.2, "queue": 0.03, "compute": 0.14, "total": 0.41},
 }
+_PICTURE: Final = {"type": "string", "format": "binary"}

@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import orjson
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from app.api.caller import LONGEST_TIMEOUT_S, CallerGone, WhileCallerWaits, read_body, timeout_s
 from app.api.compression import LARGEST_RATIO, accepted_encoding, deflate, inflate
+from app.api.permission import Gate
 from app.api.v2_errors import FeatureRefused
 from app.api.v2_model import (
     batch_of,
@@ -65,30 +67,43 @@ class V2Options:
     request_timeout_ms: float
 
 
+def infer_routes(live: LiveModels, options: V2Options, gate: Gate) -> list[Route]:
+    """The routes of `infer`, plain ASGI."""
+    infer = gate.guarded("predict", InferRoute(live, options))
+    return [Route(f"{path}/infer", infer, methods=["POST"]) for path in MODEL_PATHS]
+
+
 def v2_routes(
-    live: LiveModels, options: V2Options, not_ready: Callable[[], str | None] | None = None
+    live: LiveModels,
+    options: V2Options,
+    gate: Gate,
+    not_ready: Callable[[], str | None] | None = None,
 ) -> list[BaseRoute]:
-    """Every route of the protocol; `infer` first, because requests walk the list.
+    """Every other route of the protocol.
 
     Args:
+        gate: asks for a key with the scope of each route.
         not_ready: why the service is not ready, None when it is; by default the models decide.
     """
     repository = RepositoryRoutes(live, options.limits)
     models = ModelRoutes(live, options)
-    infer = InferRoute(live, options)
+    ask = partial(gate.guarded, "predict")
+    change = partial(gate.guarded, "models:write")
     return [
-        *(Route(f"{path}/infer", infer, methods=["POST"]) for path in MODEL_PATHS),
-        Route("/v2", _server(options), methods=["GET"]),
-        Route("/v2/health/live", _live, methods=["GET"]),
-        Route("/v2/health/ready", _ready(live, not_ready), methods=["GET"]),
-        Route("/v2/models/stats", models.all_statistics, methods=["GET"]),
-        *(Route(f"{path}/ready", models.ready, methods=["GET"]) for path in MODEL_PATHS),
-        *(Route(f"{path}/config", models.configuration, methods=["GET"]) for path in MODEL_PATHS),
-        *(Route(f"{path}/stats", models.statistics, methods=["GET"]) for path in MODEL_PATHS),
-        *(Route(path, models.metadata, methods=["GET"]) for path in MODEL_PATHS),
-        Route("/v2/repository/index", repository.index, methods=["POST"]),
-        Route("/v2/repository/models/{model}/load", repository.load, methods=["POST"]),
-        Route("/v2/repository/models/{model}/unload", repository.unload, methods=["POST"]),
+        Route("/v2", ask(_server(options)), methods=["GET"]),
+        Route("/v2/health/live", ask(_live), methods=["GET"]),
+        Route("/v2/health/ready", ask(_ready(live, not_ready)), methods=["GET"]),
+        Route("/v2/models/stats", ask(models.all_statistics), methods=["GET"]),
+        *(Route(f"{path}/ready", ask(models.ready), methods=["GET"]) for path in MODEL_PATHS),
+        *(
+            Route(f"{path}/config", ask(models.configuration), methods=["GET"])
+            for path in MODEL_PATHS
+        ),
+        *(Route(f"{path}/stats", ask(models.statistics), methods=["GET"]) for path in MODEL_PATHS),
+        *(Route(path, ask(models.metadata), methods=["GET"]) for path in MODEL_PATHS),
+        Route("/v2/repository/index", ask(repository.index), methods=["POST"]),
+        Route("/v2/repository/models/{model}/load", change(repository.load), methods=["POST"]),
+        Route("/v2/repository/models/{model}/unload", change(repository.unload), methods=["POST"]),
     ]
 
 

@@ -3,17 +3,12 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
-from app.api.schema import ERRORS
+from app.api.schema import ERRORS, V2_ERROR_SCHEMA
 from app.api.v2_tensors import DATATYPES
 
 TAG: Final = {
     "name": "v2",
     "description": "The Open Inference Protocol (KServe V2), for clients that speak it already.",
-}
-_ERROR: Final = {
-    "type": "object",
-    "required": ["error"],
-    "properties": {"error": {"type": "string"}},
 }
 _ERROR_EXAMPLES: Final = {
     400: "data of input 'input' has 63 elements, its shape [1, 64] has 64",
@@ -180,7 +175,10 @@ def _error(status: int) -> dict[str, Any]:
     return {
         "description": ERRORS[status],
         "content": {
-            "application/json": {"schema": _ERROR, "example": {"error": _ERROR_EXAMPLES[status]}}
+            "application/json": {
+                "schema": V2_ERROR_SCHEMA,
+                "example": {"error": _ERROR_EXAMPLES[status]},
+            }
         },
     }
 

@@ -14,6 +14,7 @@ import torch
 from app.engine.batch import Run
 from app.engine.batch_policy import LaneOptions
 from app.engine.call import Calls
+from app.engine.device_thread import compute_with
 from app.engine.dispatch import Dispatch
 from app.engine.lane import LOWEST, Lane
 from app.errors import DeviceLost, Draining
@@ -64,7 +65,7 @@ class Batcher:
     def start(self) -> None:
         """Start the device thread; the running event loop is the batcher's from now on."""
         # Small forwards run on this thread. Several threads would only disturb the other cores.
-        torch.set_num_threads(1)
+        compute_with(1)
         dispatch = Dispatch(
             asyncio.get_running_loop(),
             self.device,

@@ -14,6 +14,16 @@ import torch
 from app.engine.schedule import Schedule, Work
 
 
+def compute_with(num_threads: int) -> None:
+    """Let torch compute with so many threads when it is called by the calling thread.
+
+    The number belongs to each thread, but a thread that computes for the first time takes over
+    what was set last, by whichever thread. Asking first makes that happen before it is set here.
+    """
+    torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+
+
 class DeviceThread:
     """Runs the work of one schedule; `lock` guards both.
 
@@ -68,8 +78,7 @@ class DeviceThread:
     def _main(self) -> None:
         died_of: BaseException | None = None
         try:
-            # The number of threads that torch computes with belongs to the calling thread.
-            torch.set_num_threads(self._num_threads)
+            compute_with(self._num_threads)
             self._serve()
         except BaseException as error:
             # However this thread ends, its owner must hear of it: callers wait.

@@ -84,6 +84,11 @@ class Lane:
         return self._turns.policy.sizes.largest
 
     @property
+    def sizes(self) -> tuple[int, ...]:
+        """Batch sizes that the device sees, ascending."""
+        return self._turns.policy.sizes.sizes
+
+    @property
     def is_inline(self) -> bool:
         """Whether its batches run on the event loop."""
         return self._turns.is_inline

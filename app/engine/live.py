@@ -332,6 +332,7 @@ class LiveModels:
             victim = self._least_recently_used()
             if victim is not None:
                 self._evict(victim)
+                del victim  # or it would still be counted
             elif time.monotonic() < until and self._is_draining():
                 await asyncio.sleep(0.02)
             else:

@@ -4,6 +4,7 @@ Verify the hashes, build, move to the device, and answer the golden inputs as th
 when the version was published.
 """
 
+import logging
 import time
 from dataclasses import dataclass
 from typing import Final
@@ -11,19 +12,21 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
+from app.engine.execution import Execution, Reference, Wanted, choose_form, chosen_before
+from app.engine.known_choices import KnownChoices
 from app.errors import LoadFailed
 from models import checkpoint
 from models.checkpoint import Golden
 from models.manifest import Manifest
 from models.store import Version
 
+log = logging.getLogger(__name__)
+
 # Largest change of a golden output, relative to the largest logit, in fp32 on any device.
 GOLDEN_TOLERANCE: Final = 1e-3
 GOLDEN_ROWS: Final = 4
 # A large network on a slow machine answers a few golden inputs, not all 64, before it serves.
 GOLDEN_TIME_S: Final = 0.5
-# As many are answered once more through the lane that will serve.
-PROOF_ROWS: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,18 +34,30 @@ class LoadedVersion:
     """A version whose network is on its device and answered its golden inputs.
 
     Attributes:
-        proof: a few golden inputs as the network takes them, and their outputs.
+        network: as its class computes it, in fp32.
+        execution: how it computes; may hold another form of the network.
+        reference: golden inputs and answers.
     """
 
     version: Version
     manifest: Manifest
     network: nn.Module
     device: torch.device
-    proof: tuple[Tensor, Tensor] | None = None
+    execution: Execution
+    reference: Reference
 
 
-def load_version(version: Version, device: torch.device) -> LoadedVersion:
+def load_version(
+    version: Version,
+    device: torch.device,
+    precision: Wanted = "fp32",
+    known: KnownChoices | None = None,
+) -> LoadedVersion:
     """Load and check `version`; takes from milliseconds to seconds.
+
+    Args:
+        precision: to compute in; `auto` takes the quickest that answers alike.
+        known: choices that were made before, and where this one is kept.
 
     Raises:
         models.checkpoint.CheckpointError, models.networks.NetworkError: it cannot be loaded.
@@ -56,7 +71,29 @@ def load_version(version: Version, device: torch.device) -> LoadedVersion:
             _check_golden(version, manifest, network, loaded.golden, device)
         else:
             _check_shape(version, manifest, network, device)
-    return LoadedVersion(version, manifest, network, device, _proof(manifest, loaded.golden))
+    reference = Reference.of(loaded.golden, manifest.preprocessing, device)
+    execution = _execution(manifest.digest or "", network, reference, precision, known)
+    for trial in execution.trials:
+        log.info("%s in %s: %s", version, trial.form, trial.verdict)
+    return LoadedVersion(version, manifest, network, device, execution, reference)
+
+
+def _execution(
+    digest: str,
+    network: nn.Module,
+    reference: Reference,
+    precision: Wanted,
+    known: KnownChoices | None,
+) -> Execution:
+    """As it was chosen before, or else by measuring now."""
+    device = reference.inputs.device
+    before = known.find(digest, device) if known is not None else None
+    execution = chosen_before(network, reference, before) if before is not None else None
+    if execution is None:
+        execution = choose_form(network, reference, precision)
+        if known is not None and execution.is_worthwhile:
+            known.keep(digest, device, execution.choice)
+    return execution
 
 
 def check_change(version: Version, logits: Tensor, golden: Tensor) -> None:
@@ -80,13 +117,6 @@ def check_change(version: Version, logits: Tensor, golden: Tensor) -> None:
             f"{version} answers its golden inputs differently than when it was published: by "
             f"{change:.2g} of the largest output, and {GOLDEN_TOLERANCE} is allowed"
         )
-
-
-def _proof(manifest: Manifest, golden: Golden | None) -> tuple[Tensor, Tensor] | None:
-    if golden is None:
-        return None
-    inputs = manifest.preprocessing.finish(golden.inputs[:PROOF_ROWS])
-    return inputs, golden.outputs[:PROOF_ROWS].clone()
 
 
 def _check_shape(

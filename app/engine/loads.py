@@ -15,7 +15,7 @@ from typing import Final
 
 import torch
 
-from app.engine.loading import LoadedVersion, check_change
+from app.engine.loading import LoadedVersion
 from app.engine.memory import Memory
 from app.engine.predictor import Predictor
 from app.errors import LoadFailed, ServiceError
@@ -144,10 +144,15 @@ class Loads:
             predictor = self._open_predictor(loaded)
         self._memory.count(predictor)
         await predictor.lane.warm_up(within_s=WARM_UP_S)
-        if loaded.proof is not None:
-            inputs, outputs = loaded.proof
-            answer = await predictor.predict(inputs, time.monotonic() + PROOF_S)
-            check_change(version, answer.logits, outputs)
+        if loaded.reference.outputs is not None:
+            answer = await predictor.predict(
+                loaded.reference.inputs.cpu(), time.monotonic() + PROOF_S
+            )
+            _, fault = loaded.reference.fault(
+                lambda _: answer.logits, loaded.execution.form.precision
+            )
+            if fault:
+                raise LoadFailed(f"served, it {fault}")
         predictor.forget_warm_up()
         return predictor
 

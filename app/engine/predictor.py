@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from app.engine.batch_policy import LaneOptions
 from app.engine.batcher import Batcher
@@ -69,6 +69,7 @@ class Predictor:
             loaded.version.number,
             manifest,
         )
+        self.loaded = loaded
         self.labels = manifest.labels
         self.input_shape = manifest.preprocessing.input_shape
         self.accepts_pictures = manifest.preprocessing.accepts_pictures
@@ -76,7 +77,7 @@ class Predictor:
         self.outputs = tuple(
             TensorSpec(name, "FP32", (len(self.labels),)) for name in ("logits", "probabilities")
         )
-        self.memory_bytes = _memory_bytes(loaded.network)
+        self.memory_bytes = _memory_bytes(loaded)
         self.decode_time = Duration()
         self.opened_at = time.time()
         self.answered_at = 0.0
@@ -164,11 +165,11 @@ class Predictor:
 
 def _forward(loaded: LoadedVersion) -> Callable[[Tensor], dict[str, Tensor]]:
     """Logits and probabilities on the CPU; the manifest's temperature sharpens or softens these."""
-    network, device = loaded.network, loaded.device
+    execution, device = loaded.execution, loaded.device
     temperature = loaded.manifest.temperature or 1.0
 
     def run(batch: Tensor) -> dict[str, Tensor]:
-        logits = network(batch)
+        logits = execution(batch)
         scaled = logits if temperature == 1.0 else logits / temperature
         return {"logits": logits, "probabilities": torch.softmax(scaled, 1)}
 
@@ -184,6 +185,12 @@ def _inputs(shape: tuple[int, ...], pictures: bool) -> tuple[TensorSpec, ...]:
     return (numbers, TensorSpec("image", "BYTES", ())) if pictures else (numbers,)
 
 
-def _memory_bytes(network: nn.Module) -> int:
-    tensors = [*network.parameters(), *network.buffers()]
+def _memory_bytes(loaded: LoadedVersion) -> int:
+    """Of the weights, and of a second form's own."""
+    networks = {id(one): one for one in (loaded.network, loaded.execution.form.network)}
+    tensors = [
+        tensor
+        for network in networks.values()
+        for tensor in (*network.parameters(), *network.buffers())
+    ]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -1,18 +1,20 @@
 """What every request leaves behind: one count, and at most one log line."""
 
 import logging
+import re
 import time
 from typing import Any, Final, Literal
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.http.answer import CALLER_LEFT
 from app.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
 UNMATCHED: Final = "unmatched"
-# nginx's number for a caller who left before the answer: nothing was sent, so nothing was a status.
-CALLER_LEFT: Final = 499
+# A key has no business in an address, and a log is no place to keep it.
+A_KEY: Final = re.compile(r"ptl_[0-9a-f]{8}_[A-Za-z0-9_-]+")
 
 
 class AccessLog:
@@ -47,9 +49,10 @@ class AccessLog:
         try:
             await self._app(scope, receive, watched)
         finally:
-            self._count(scope, status, time.perf_counter() - began)
+            self.count(scope, status, time.perf_counter() - began)
 
-    def _count(self, scope: Scope, status: int, seconds: float) -> None:
+    def count(self, scope: Scope, status: int, seconds: float) -> None:
+        """Count a request that is over, and log it where that is wanted."""
         predictor = scope.get("model")
         model, version = (predictor.name, str(predictor.version)) if predictor else ("", "")
         route = getattr(scope.get("route"), "path", UNMATCHED)
@@ -58,12 +61,13 @@ class AccessLog:
             log.info(
                 "%s %s %d in %.1f ms",
                 scope["method"],
-                scope["path"][:200],
+                A_KEY.sub("ptl_…", scope["path"][:200]),
                 status,
                 seconds * 1000,
                 extra={
                     "request_id": scope.get("state", {}).get("request_id"),
                     "model": model,
                     "version": version,
+                    "key": scope.get("state", {}).get("key"),
                 },
             )

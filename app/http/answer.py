@@ -1,10 +1,14 @@
 """One answer on its way out: the headers that every answer has, and a refusal in its place."""
 
 from collections.abc import Awaitable, Iterable, Mapping
+from typing import Final
 
 from starlette.types import Message, Receive, Send
 
 from app.http.refusal import CLOSED_CONTENT_POLICY, SAFE_HEADERS, HttpRefusal
+
+# nginx's number for a caller who left before the answer: nothing was sent, so nothing was a status.
+CALLER_LEFT: Final = 499
 
 
 class SafeHeaders:
@@ -37,14 +41,19 @@ def safe_headers(changed: Mapping[str, str]) -> SafeHeaders:
 class Answer:
     """The answer to one request on its way out: it gets headers, and is given once."""
 
-    __slots__ = ("_headers", "_refused", "_send", "request_id", "started")
+    __slots__ = ("_headers", "_refused", "_send", "request_id", "status")
 
     def __init__(self, send: Send, headers: SafeHeaders, request_id: bytes) -> None:
         self.request_id = request_id
-        self.started = False
+        self.status = CALLER_LEFT
         self._refused = False
         self._send = send
         self._headers = headers
+
+    @property
+    def started(self) -> bool:
+        """Whether its status has gone out."""
+        return self.status != CALLER_LEFT
 
     def send(self, message: Message) -> Awaitable[None]:
         """What the application sees as `send`; nothing goes out behind a refusal.
@@ -54,7 +63,7 @@ class Answer:
         if self._refused:
             return nothing()
         if message["type"] == "http.response.start":
-            self.started = True
+            self.status = message["status"]
             message["headers"] = self._headers.add_to(message.get("headers", ()), self.request_id)
         return self._send(message)
 

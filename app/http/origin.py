@@ -65,18 +65,22 @@ class OriginGuard:
             await self._app(scope, receive, send)
             return
         fields: Fields = dict(scope["headers"])
-        request_id = self._request_id(fields.get(b"x-request-id"))
-        scope.setdefault("state", {})["request_id"] = request_id.decode()
-        answer = Answer(send, self._headers_of(scope["path"]), request_id)
+        answer = self.answer(scope, fields, send)
         try:
-            self._check(scope, fields)
-            await self._app(scope, self._bounded(receive, scope, fields, answer), answer.send)
+            self.check(scope, fields)
+            await self._app(scope, self.bounded(receive, scope, fields, answer), answer.send)
         except HttpRefusal as refusal:
             await answer.refuse(refusal, scope["path"])
         except ClientDisconnect:
             return  # there is nobody to answer
 
-    def _check(self, scope: Scope, fields: Fields) -> None:
+    def answer(self, scope: Scope, fields: Fields, send: Send) -> Answer:
+        """Return the answer that `scope` will get; its `request_id` is in the state from now on."""
+        request_id = self._request_id(fields.get(b"x-request-id"))
+        scope.setdefault("state", {})["request_id"] = request_id.decode()
+        return Answer(send, self._headers_of(scope["path"]), request_id)
+
+    def check(self, scope: Scope, fields: Fields) -> None:
         """Raise HttpRefusal for a request that may not come in."""
         host = fields.get(b"host", b"")
         if host not in self._hosts.known and scope["path"] not in PROBES:
@@ -84,7 +88,7 @@ class OriginGuard:
         if scope["method"] not in SAFE_METHODS:
             self._check_origin(fields)
 
-    def _bounded(self, receive: Receive, scope: Scope, fields: Fields, answer: Answer) -> Receive:
+    def bounded(self, receive: Receive, scope: Scope, fields: Fields, answer: Answer) -> Receive:
         """Return a `receive` whose body keeps to the limit; raises HttpRefusal where it cannot."""
         length = fields.get(b"content-length")
         if length is not None:

@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Generator, Sequence
+from ipaddress import ip_address
 from types import FrameType
 from typing import Any, Final, cast
 
@@ -54,6 +55,15 @@ def listen(host: str, port: int) -> socket.socket:
         listener.close()
         raise ListenError(f"Cannot listen on {host}:{port}: {error.strerror}.") from error
     return listener
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach what listens on `host`; no where nobody can tell."""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError:
+        return False
+    return bool(found) and all(ip_address(one[4][0]).is_loopback for one in found)
 
 
 class HttpServer(Server):

@@ -1,0 +1,1 @@
+"""Keys: what they are, where they rest, and whose a request is."""

@@ -1,0 +1,239 @@
+"""How a live version computes: the quickest form that answers as it did when it was published.
+
+At load the eager forms are timed against each other and checked on the golden inputs. Compiled
+functions may join later, one batch size at a time (`app/engine/compiling.py`), each only if it is
+quicker than the form it stands for and answers alike.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from app.engine.forms import Form, Precision, other_forms, plain_form
+from models.checkpoint import Golden
+from models.preprocessing import Preprocessing
+
+Wanted: TypeAlias = Literal["auto", "fp32", "bf16", "fp16"]
+
+# Largest change of a golden output, relative to the largest logit.
+TOLERANCE: Final[dict[Precision, float]] = {"fp32": 1e-3, "bf16": 0.1, "fp16": 0.1}
+# Quicker than this, a network has nothing to gain that an answer over HTTP would show.
+WORTHWHILE_S: Final = 0.001
+# Another form must save this share to be worth another rounding.
+LEAST_GAIN: Final = 0.03
+GOLDEN_ROWS: Final = 8
+TIMED_ROWS: Final = (1, 4)
+# Slower than this at one row, larger batches are not timed: loading must not take minutes.
+SLOW_S: Final = 0.1
+REPETITIONS: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """How one form did.
+
+    Attributes:
+        form: its name.
+        ms: rows in the batch -> milliseconds for it, the best of a few.
+        change: largest change of a golden output, relative to the largest; None without any.
+        verdict: `chosen`, or why not, in words.
+    """
+
+    form: str
+    ms: dict[int, float]
+    change: float | None
+    verdict: str
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A form by what distinguishes it, and how it and the others did."""
+
+    precision: Precision
+    arranged: bool
+    trials: list[Trial]
+
+
+@dataclass(eq=False)
+class Execution:
+    """What computes for one live version; calling it gives float32 logits.
+
+    Attributes:
+        form: the eager form that was chosen.
+        trials: how it and the others did.
+        compiled: batch size -> a quicker function of the same form.
+    """
+
+    form: Form
+    trials: list[Trial] = field(default_factory=list)
+    compiled: dict[int, Callable[[Tensor], Tensor]] = field(default_factory=dict)
+
+    def __call__(self, batch: Tensor) -> Tensor:
+        """float32 `[n, *input_shape]` on the network's device to float32 `[n, classes]`."""
+        compiled = self.compiled.get(len(batch))
+        if compiled is None:
+            return self.form(batch)
+        return self.form.finish(compiled(self.form.begin(batch)))
+
+    @property
+    def is_worthwhile(self) -> bool:
+        """Whether it computes long enough for a compiler to have something to gain."""
+        return any(trial.ms for trial in self.trials)
+
+    @property
+    def choice(self) -> Choice:
+        """What to choose again."""
+        return Choice(self.form.precision, self.form.arranged, self.trials)
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What every form must answer, and rows to time it with.
+
+    Attributes:
+        inputs: float32 `[n, *input_shape]` on the device: golden inputs, or zeros without any.
+        outputs: float32 `[n, classes]` on the CPU; None without golden inputs.
+    """
+
+    inputs: Tensor
+    outputs: Tensor | None
+
+    @classmethod
+    def of(
+        cls, golden: Golden | None, preprocessing: Preprocessing, device: torch.device
+    ) -> "Reference":
+        """The first golden rows, or one of zeros."""
+        if golden is None:
+            return cls(torch.zeros((1, *preprocessing.input_shape), device=device), None)
+        inputs = preprocessing.finish(golden.inputs[:GOLDEN_ROWS])
+        return cls(inputs.to(device), golden.outputs[:GOLDEN_ROWS])
+
+    def rows(self, num_rows: int) -> Tensor:
+        """`num_rows` of the inputs, again from the first where they are fewer."""
+        times = math.ceil(num_rows / len(self.inputs))
+        return torch.cat([self.inputs] * times)[:num_rows]
+
+    def fault(
+        self, answer: Callable[[Tensor], Tensor], precision: Precision
+    ) -> tuple[float | None, str]:
+        """The largest change of an output, and what is wrong with it; empty where nothing is."""
+        if self.outputs is None:
+            return None, "" if precision == "fp32" else "there are no golden inputs to check it on"
+        found = answer(self.inputs).cpu()
+        largest = self.outputs.abs().max().clamp_min(1e-6)
+        change = float((found - self.outputs).abs().max() / largest)
+        allowed = TOLERANCE[precision]
+        if not change <= allowed:  # NaN is no change that can be tolerated
+            return (
+                change,
+                f"changes golden outputs by {change:.2g} of the largest; {allowed:g} is allowed",
+            )
+        best = self.outputs.topk(2, dim=1).values if self.outputs.shape[1] > 1 else None
+        if best is not None:
+            clear = (best[:, 0] - best[:, 1]) >= 2 * allowed * largest
+            if bool((found.argmax(1) != self.outputs.argmax(1))[clear].any()):
+                return change, "gives a clear golden input another class"
+        return change, ""
+
+
+def choose_form(network: nn.Module, reference: Reference, wanted: Wanted) -> Execution:
+    """The quickest eager form that answers as it should; takes up to a few seconds.
+
+    Args:
+        network: plain, checked, on its device.
+        reference: what to answer.
+        wanted: a precision by name is taken whatever its speed, if its answers are within bounds.
+    """
+    plain = plain_form(network)
+    with torch.inference_mode():
+        small = wanted in ("auto", "fp32") and _best_of(plain, reference.rows(1), 3) < WORTHWHILE_S
+        if small:
+            return Execution(plain, [Trial(plain.name, {}, None, "chosen: too small to gain")])
+        forms = [plain, *other_forms(network, wanted)]
+        faults = [reference.fault(form, form.precision) for form in forms]
+        ms = _times(forms, reference)
+    eligible = [
+        index
+        for index, (form, (_, fault)) in enumerate(zip(forms, faults, strict=True))
+        if not fault and wanted in ("auto", form.precision)
+    ]
+    chosen = _quickest(eligible, ms) if eligible else 0
+    trials = [
+        Trial(form.name, times, fault[0], _verdict(index, chosen, fault[1], ms))
+        for index, (form, times, fault) in enumerate(zip(forms, ms, faults, strict=True))
+    ]
+    return Execution(forms[chosen], trials)
+
+
+def chosen_before(network: nn.Module, reference: Reference, choice: Choice) -> Execution | None:
+    """The form of an earlier choice; None where it no longer answers as it should."""
+    plain = plain_form(network)
+    if choice.precision == plain.precision and not choice.arranged:
+        return Execution(plain, choice.trials)
+    for form in other_forms(network, choice.precision):
+        with torch.inference_mode():
+            _, fault = reference.fault(form, form.precision)
+        if form.arranged is choice.arranged and not fault:
+            return Execution(form, choice.trials)
+    return None
+
+
+def _verdict(index: int, chosen: int, fault: str, ms: Sequence[dict[int, float]]) -> str:
+    if index == chosen:
+        return "chosen"
+    return fault or f"{_cost(ms[index], ms[chosen]):.2f} times as slow as the chosen one"
+
+
+def _quickest(eligible: list[int], ms: Sequence[dict[int, float]]) -> int:
+    """The first of them, unless another saves a share that is worth a rounding."""
+    best = min(eligible, key=lambda index: _cost(ms[index], ms[eligible[0]]))
+    saves = 1 - _cost(ms[best], ms[eligible[0]])
+    return best if saves >= LEAST_GAIN else eligible[0]
+
+
+def _cost(times: dict[int, float], others: dict[int, float]) -> float:
+    """Geometric mean over the batch sizes of the time relative to the other's."""
+    ratios = [times[size] / max(others[size], 1e-9) for size in times]
+    return math.exp(sum(math.log(max(ratio, 1e-9)) for ratio in ratios) / len(ratios))
+
+
+def _times(forms: Sequence[Form], reference: Reference) -> list[dict[int, float]]:
+    """Batch size -> milliseconds, of each form; they take turns, so that noise meets all alike."""
+    ms: list[dict[int, float]] = [{} for _ in forms]
+    for size in TIMED_ROWS:
+        rows = reference.rows(size)
+        best = interleaved_best(forms, rows, REPETITIONS)
+        for one, seconds in zip(ms, best, strict=True):
+            one[size] = round(seconds * 1000, 3)
+        if best[0] > SLOW_S:
+            break
+    return ms
+
+
+def interleaved_best(
+    functions: Sequence[Callable[[Tensor], Tensor]], rows: Tensor, repetitions: int
+) -> list[float]:
+    """The shortest time of each in seconds; they take turns, and the first turn is not counted."""
+    best = [math.inf for _ in functions]
+    for repetition in range(repetitions + 1):
+        for index, function in enumerate(functions):
+            seconds = _best_of(function, rows, 1)
+            if repetition:
+                best[index] = min(best[index], seconds)
+    return best
+
+
+def _best_of(function: Callable[[Tensor], Tensor], rows: Tensor, repetitions: int) -> float:
+    best = math.inf
+    for _ in range(repetitions):
+        began = time.perf_counter()
+        answer = function(rows)
+        if answer.is_cuda:
+            torch.cuda.synchronize(answer.device)
+        best = min(best, time.perf_counter() - began)
+    return best
