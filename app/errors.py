@@ -8,6 +8,7 @@
     ├── KeyRefused              401  no key, or none that opens anything
     ├── ScopeMissing            403  the key may not do this
     ├── NotFound                404  no such thing
+    ├── VersionUnusable         409  an alias cannot lead to what cannot be served
     ├── Overloaded              429  a bound is reached; `retry_after_s` says when to come back
     │   ├── QueueFull                too many inputs wait for this model
     │   └── TooManyBadKeys           this address sent bad keys, and must wait
@@ -16,6 +17,7 @@
     ├── Unavailable             503  not now: starting, draining, a version that cannot be loaded
     │   ├── Draining
     │   ├── LoadFailed
+    │   ├── DiskFull            507  the disk takes no more
     │   └── DeviceLost
     └── ForwardFailed           500  the network itself raised
 
@@ -28,7 +30,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from models.archive_error import ArchiveError, ArchiveTooLarge
 from models.checkpoint import CheckpointError
+from models.intake_error import IntakeRefused, WeightsTooLarge
 from models.networks import NetworkError
 from models.picture import PictureError, PictureTooLarge, PictureUnsupported
 from models.store_error import (
@@ -90,6 +94,10 @@ class NotFound(ServiceError):
     """No such thing."""
 
 
+class VersionUnusable(ServiceError):
+    """An alias cannot lead to this version, because it cannot be served."""
+
+
 class Overloaded(ServiceError):
     """A bound is reached."""
 
@@ -130,6 +138,10 @@ class DeviceLost(Unavailable):
     """The device answers no more; the process ends so that its supervisor starts another."""
 
 
+class DiskFull(Unavailable):
+    """The disk takes no more."""
+
+
 class ForwardFailed(ServiceError):
     """The network itself raised."""
 
@@ -155,6 +167,7 @@ STATUS: Mapping[type[Exception], int] = {
     KeyRefused: 401,
     ScopeMissing: 403,
     NotFound: 404,
+    VersionUnusable: 409,
     Overloaded: 429,
     DeadlineExceeded: 504,
     Unavailable: 503,
@@ -172,6 +185,11 @@ STATUS: Mapping[type[Exception], int] = {
     StoreBusy: 503,
     StoreDamaged: 503,
     LocksUnsupported: 503,
+    DiskFull: 507,
+    IntakeRefused: 422,
+    WeightsTooLarge: 413,
+    ArchiveError: 422,
+    ArchiveTooLarge: 413,
     CheckpointError: 503,
     NetworkError: 503,
 }

@@ -10,6 +10,7 @@ from typing import Final
 from fastapi import FastAPI
 from starlette.routing import BaseRoute, Route
 
+from app.api.aliases import alias_routes
 from app.api.docs_page import mount_docs
 from app.api.error_answers import RequestEdge, install_error_answers
 from app.api.explain import ExplainLimits, explain_routes
@@ -23,6 +24,7 @@ from app.api.v2 import V2Options, infer_routes, v2_routes
 from app.api.v2_schema import TAG as V2_TAG
 from app.api.v2_schema import v2_entries
 from app.api.v2_tensors import Limits
+from app.api.versions import UploadLimits, version_routes
 from app.auth.signed_link import LinkSigner
 from app.auth.watch import KeySources, KeyWatch
 from app.engine.attribution import Explainer
@@ -119,6 +121,9 @@ def create_app(settings: Settings, *, draining: Callable[[], bool] = lambda: Fal
     limits = ExplainLimits(settings.max_body_bytes, settings.request_timeout_ms)
     app.include_router(explain_routes(engine.live, explainer, limits))
     app.include_router(registry_routes(engine.store, engine.live))
+    uploads = UploadLimits(settings.home / "uploads", settings.max_model_bytes)
+    app.include_router(version_routes(engine.store, engine.live, uploads))
+    app.include_router(alias_routes(engine.store, engine.live))
     app.include_router(health_routes(not_ready, metrics))
     mount_docs(app)
     install_schema(
@@ -142,6 +147,7 @@ def _policy(settings: Settings) -> OriginPolicy:
         allowed_hosts=settings.allowed_hosts,
         allowed_origins=settings.allowed_origins,
         max_body_bytes=settings.max_body_bytes,
+        max_body_bytes_by_ending={"/versions": settings.max_model_bytes},
     )
 
 

@@ -65,6 +65,9 @@ class Settings(BaseSettings):
         description="A port of its own for /metrics, at the same address and without a key.",
     )
     max_body_bytes: int = Field(64 * MEBIBYTE, ge=1024, description="Largest request body.")
+    max_model_bytes: int = Field(
+        4096 * MEBIBYTE, ge=1024, description="Largest version that can be uploaded."
+    )
     max_picture_bytes: int = Field(10 * MEBIBYTE, ge=64, description="Largest encoded picture.")
     max_picture_pixels: int = Field(
         25_000_000, ge=64, description="Most pixels of one decoded picture."
