@@ -37,6 +37,7 @@ from app.engine.live import LiveModels
 from app.engine.loading import LoadedVersion, load_version
 from app.engine.memory import budget_bytes
 from app.engine.predictor import Predictor
+from app.engine.shadow_figures import ShadowFigures
 from app.http.access import AccessLog
 from app.http.origin import OriginGuard, OriginPolicy
 from app.http.server import is_loopback
@@ -87,6 +88,8 @@ def create_app(settings: Settings, *, draining: Callable[[], bool] = lambda: Fal
     engine = build_engine(settings)
     explainer = Explainer(settings.max_explanations)
     metrics = Metrics(figures=lambda: _figures(engine.live))
+
+    metrics.registry.register(ShadowFigures(engine.live))
 
     def not_ready() -> str | None:
         return _not_ready(engine, keys, draining)

@@ -145,8 +145,11 @@ async def receive_upload(
     media_type, parameters = parse_options_header(content_type)
     if media_type == b"multipart/form-data":
         form = _Form(upload, parameters.get(b"boundary", b""))
-        await _pour(stream, form.write)
-        await asyncio.to_thread(form.end)
+        try:
+            await _pour(stream, form.write)
+        finally:
+            form.close()
+        form.check_end()
     elif media_type.decode("latin-1") in ZIP_TYPES:
         with Sink(folder / ZIP, max_bytes) as sink:
             await _pour(stream, sink.write)
@@ -200,10 +203,13 @@ class _Form:
         except MultipartParseError as error:
             raise BadRequest(f"the multipart body is malformed: {error}") from None
 
-    def end(self) -> None:
-        """There is no more."""
+    def close(self) -> None:
+        """Let go of the file that is being written, if one is."""
         if self._sink is not None:
             self._sink.__exit__()
+
+    def check_end(self) -> None:
+        """Refuse a form that is cut short."""
         if not self._ended:
             raise BadRequest("the multipart body ends before its closing boundary")
 
