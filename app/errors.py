@@ -8,7 +8,8 @@
     ├── KeyRefused              401  no key, or none that opens anything
     ├── ScopeMissing            403  the key may not do this
     ├── NotFound                404  no such thing
-    ├── VersionUnusable         409  an alias cannot lead to what cannot be served
+    ├── Conflict                409  something else stands in its way
+    │   └── VersionUnusable          an alias cannot lead to what cannot be served
     ├── Overloaded              429  a bound is reached; `retry_after_s` says when to come back
     │   ├── QueueFull                too many inputs wait for this model
     │   └── TooManyBadKeys           this address sent bad keys, and must wait
@@ -17,8 +18,8 @@
     ├── Unavailable             503  not now: starting, draining, a version that cannot be loaded
     │   ├── Draining
     │   ├── LoadFailed
-    │   ├── DiskFull            507  the disk takes no more
     │   └── DeviceLost
+    ├── DiskFull                507  there is no room on disk
     └── ForwardFailed           500  the network itself raised
 
 Errors of `models` and `training` keep their own names; the table knows them. `/v1` answers
@@ -94,8 +95,16 @@ class NotFound(ServiceError):
     """No such thing."""
 
 
-class VersionUnusable(ServiceError):
+class Conflict(ServiceError):
+    """Something else stands in its way."""
+
+
+class VersionUnusable(Conflict):
     """An alias cannot lead to this version, because it cannot be served."""
+
+
+class DiskFull(ServiceError):
+    """There is no room on disk."""
 
 
 class Overloaded(ServiceError):
@@ -138,10 +147,6 @@ class DeviceLost(Unavailable):
     """The device answers no more; the process ends so that its supervisor starts another."""
 
 
-class DiskFull(Unavailable):
-    """The disk takes no more."""
-
-
 class ForwardFailed(ServiceError):
     """The network itself raised."""
 
@@ -167,7 +172,8 @@ STATUS: Mapping[type[Exception], int] = {
     KeyRefused: 401,
     ScopeMissing: 403,
     NotFound: 404,
-    VersionUnusable: 409,
+    Conflict: 409,
+    DiskFull: 507,
     Overloaded: 429,
     DeadlineExceeded: 504,
     Unavailable: 503,
@@ -175,6 +181,8 @@ STATUS: Mapping[type[Exception], int] = {
     PictureError: 422,
     PictureTooLarge: 413,
     PictureUnsupported: 415,
+    ArchiveError: 422,
+    ArchiveTooLarge: 413,
     BadName: 400,
     UnknownModel: 404,
     UnknownVersion: 404,
@@ -185,11 +193,8 @@ STATUS: Mapping[type[Exception], int] = {
     StoreBusy: 503,
     StoreDamaged: 503,
     LocksUnsupported: 503,
-    DiskFull: 507,
     IntakeRefused: 422,
     WeightsTooLarge: 413,
-    ArchiveError: 422,
-    ArchiveTooLarge: 413,
     CheckpointError: 503,
     NetworkError: 503,
 }

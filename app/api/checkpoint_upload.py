@@ -129,7 +129,7 @@ class Sink:
 def disk_full(error: OSError) -> Exception:
     """What a failed write is told as."""
     if error.errno in _FULL:
-        return DiskFull("the disk is full; nothing was stored")
+        return DiskFull("there is no room on disk; nothing was stored")
     return error
 
 
