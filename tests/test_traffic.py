@@ -186,3 +186,22 @@ async def test_what_is_prepared_is_not_loaded_again(live: LiveModels, store: Mod
     store.move_alias("digits", PRODUCTION, 2)
     await live.refresh("digits")
     assert await live.get("digits") is held[0]
+
+
+async def test_replaced_and_damaged_versions_leave_no_network_behind(
+    live: LiveModels, store: ModelStore
+) -> None:
+    await live.get("digits")
+    for seed in range(10, 16):
+        version = publish_cnn(store, "digits", seed=seed)
+        if seed % 2:
+            weights = version.folder / "weights.safetensors"
+            weights.chmod(0o644)
+            weights.write_bytes(weights.read_bytes()[:-1])
+        store.move_alias("digits", PRODUCTION, version.number)
+        await live.refresh()
+    gc.collect()
+    networks = [one for one in gc.get_objects() if type(one).__name__ == "CNN"]
+    assert len(live.loaded()) == 1
+    assert live.memory.used_bytes == live.loaded()[0].memory_bytes
+    assert len(networks) <= 2  # the one that serves, and what another test may still hold
