@@ -13,7 +13,8 @@
     ├── Conflict                409  not as things stand
     │   ├── JobConflict              the job's state does not allow it
     │   ├── IdempotencyKeyReused     the same key came with another request
-    │   └── NotPromoted              a rule does not hold, or there is nothing to move
+    │   ├── NotPromoted              a rule does not hold, or there is nothing to move
+    │   └── VersionUnusable          an alias cannot lead to what cannot be served
     ├── Overloaded              429  a bound is reached; `retry_after_s` says when to come back
     │   ├── QueueFull                too many inputs wait for this model
     │   └── TooManyBadKeys           this address sent bad keys, and must wait
@@ -39,6 +40,7 @@ from typing import Any
 
 from models.archive_error import ArchiveError, ArchiveTooLarge
 from models.checkpoint import CheckpointError
+from models.intake_error import IntakeRefused, WeightsTooLarge
 from models.networks import NetworkError
 from models.picture import PictureError, PictureTooLarge, PictureUnsupported
 from models.seen import SeenDamaged
@@ -46,6 +48,7 @@ from models.store_error import (
     AliasMoved,
     BadName,
     LocksUnsupported,
+    NothingToRollBack,
     RunMismatch,
     StoreBusy,
     StoreDamaged,
@@ -106,6 +109,10 @@ class JobUnknown(NotFound):
 
 class Conflict(ServiceError):
     """Not as things stand."""
+
+
+class VersionUnusable(Conflict):
+    """An alias cannot lead to this version, because it cannot be served."""
 
 
 class JobConflict(Conflict):
@@ -221,11 +228,14 @@ STATUS: Mapping[type[Exception], int] = {
     UnknownModel: 404,
     UnknownVersion: 404,
     AliasMoved: 409,
+    NothingToRollBack: 409,
     VersionInUse: 409,
     RunMismatch: 409,
     StoreBusy: 503,
     StoreDamaged: 503,
     LocksUnsupported: 503,
+    IntakeRefused: 422,
+    WeightsTooLarge: 413,
     CheckpointError: 503,
     SeenDamaged: 503,
     NetworkError: 503,

@@ -11,6 +11,7 @@ from typing import Final
 from fastapi import FastAPI
 from starlette.routing import BaseRoute, Route
 
+from app.api.aliases import alias_routes
 from app.api.dataset_intake import DatasetOptions, Intake
 from app.api.datasets import datasets_routes
 from app.api.docs_page import mount_docs
@@ -27,6 +28,7 @@ from app.api.v2 import V2Options, infer_routes, v2_routes
 from app.api.v2_schema import TAG as V2_TAG
 from app.api.v2_schema import v2_entries
 from app.api.v2_tensors import Limits
+from app.api.versions import UploadLimits, version_routes
 from app.auth.signed_link import LinkSigner
 from app.auth.watch import KeySources, KeyWatch
 from app.engine.attribution import Explainer
@@ -38,7 +40,9 @@ from app.engine.device_memory import device_memory_bytes
 from app.engine.known_choices import KnownChoices
 from app.engine.live import LiveModels
 from app.engine.loading import LoadedVersion, load_version
+from app.engine.memory import budget_bytes
 from app.engine.predictor import Predictor
+from app.engine.shadow_figures import ShadowFigures
 from app.evaluation.documents import Documents
 from app.evaluation.evaluator import Evaluator
 from app.examiner import Examiner
@@ -115,6 +119,8 @@ def create_app(
     )
     examiner = build_examiner(settings, engine, jobs)
 
+    metrics.registry.register(ShadowFigures(engine.live))
+
     def not_ready() -> str | None:
         return _not_ready(engine, keys, draining)
 
@@ -174,6 +180,9 @@ def create_app(
             ),
         )
     )
+    uploads = UploadLimits(settings.home / "uploads", settings.max_model_bytes)
+    app.include_router(version_routes(engine.store, engine.live, uploads))
+    app.include_router(alias_routes(engine.store, engine.live))
     app.include_router(health_routes(not_ready, metrics))
     mount_docs(app)
     install_schema(
@@ -199,6 +208,7 @@ def _policy(settings: Settings) -> OriginPolicy:
         allowed_origins=settings.allowed_origins,
         max_body_bytes=settings.max_body_bytes,
         max_body_bytes_by_prefix={"/v1/datasets": settings.max_dataset_bytes},
+        max_body_bytes_by_ending={"/versions": settings.max_model_bytes},
     )
 
 
@@ -253,6 +263,7 @@ def build_engine(
         open_predictor,
         preload=settings.preload,
         watch_interval_s=settings.watch_interval_s,
+        memory_budget_bytes=budget_bytes(settings.memory_budget_mb, device),
     )
     return Engine(store, batcher, decoder, compiler, live)
 

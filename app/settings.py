@@ -68,6 +68,9 @@ class Settings(BaseSettings):
     max_dataset_bytes: int = Field(
         2048 * MEBIBYTE, ge=1024, description="Largest file of a dataset that may be sent."
     )
+    max_model_bytes: int = Field(
+        4096 * MEBIBYTE, ge=1024, description="Largest version that can be uploaded."
+    )
     max_picture_bytes: int = Field(10 * MEBIBYTE, ge=64, description="Largest encoded picture.")
     max_picture_pixels: int = Field(
         25_000_000, ge=64, description="Most pixels of one decoded picture."
@@ -108,6 +111,12 @@ class Settings(BaseSettings):
     )
     data_root: Path = Field(
         Path("data"), description="Folder of mnist and the other built-in datasets."
+    )
+    memory_budget_mb: int = Field(
+        0,
+        ge=0,
+        description="MiB of weights that may be live at once; beyond it the least recently used "
+        "versions go. 0 takes 80 % of a GPU's memory, or half of the machine's.",
     )
     max_explanations: int = Field(
         2, ge=1, le=64, description="Explanations computed at one moment; more are answered 429."
