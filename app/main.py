@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import gc
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -131,10 +130,6 @@ def create_app(
         await engine.live.start()
         examiner.start()
         keys.start()
-        # What is there now stays: the collector need not walk it, which would stop every request
-        # for a tenth of a second, again and again.
-        gc.collect()
-        gc.freeze()
         if settings.jobs:
             runner.start()
         yield
