@@ -32,10 +32,13 @@ from models.intake_error import (
 )
 from models.manifest import WEIGHTS, Manifest, sentence_of
 from models.networks import NetworkError
+from models.seen import SEEN, SeenDamaged, read_seen
 from models.tensor_file import Expected, check_finite, check_tensor_file, parse_json_object
 
 SLACK_BYTES: Final = 1 << 20
 WIDEST_BYTES: Final = 8
+MAX_SEEN_BYTES: Final = 1 << 26
+"""Of a stranger's list: four million samples."""
 MAX_INPUT_NUMBERS: Final = 1 << 22
 """Of one input: its activations take many times that when the canary is asked."""
 CANARY_ROWS: Final = 4
@@ -67,11 +70,17 @@ class Intake:
         """The most bytes that a file of golden inputs can have."""
         return MAX_GOLDEN_BYTES + SLACK_BYTES
 
+    @staticmethod
+    def max_seen_bytes() -> int:
+        """The most bytes that a list of seen samples can have."""
+        return MAX_SEEN_BYTES + SLACK_BYTES
+
     def check(self, folder: Path, *, sha256: str | None = None, by: str = "local") -> Manifest:
         """Check the weights and golden inputs in `folder`, and seal it.
 
         Args:
-            folder: holds `weights.safetensors`, perhaps `golden.safetensors`, and nothing else.
+            folder: holds `weights.safetensors`, perhaps `golden.safetensors` and
+                `seen.safetensors`, and nothing else.
             sha256: of the weights, as the sender says.
             by: who sent it; kept in the lineage.
 
@@ -85,6 +94,7 @@ class Intake:
         self._check_weights(folder / WEIGHTS)
         self._check_digests(folder, sha256)
         check_finite(folder / WEIGHTS)
+        _check_seen(folder)
         manifest = self._renewed(by)
         try:
             self._check_answers(folder, manifest)
@@ -113,7 +123,7 @@ class Intake:
     def _check_digests(self, folder: Path, sha256: str | None) -> None:
         records = self.manifest.files
         claims = {name: record.sha256 for name, record in records.items()}
-        for name in (WEIGHTS, GOLDEN):
+        for name in (WEIGHTS, GOLDEN, SEEN):
             path = folder / name
             wanted = {claims.get(name)} | ({sha256} if name == WEIGHTS else set())
             wanted -= {None}
@@ -156,6 +166,14 @@ class Intake:
                 "lineage": lineage.model_copy(update={"run": None, "environment": environment}),
             }
         )
+
+
+def _check_seen(folder: Path) -> None:
+    if (folder / SEEN).is_file():
+        try:
+            read_seen(folder, [SEEN])
+        except SeenDamaged as error:
+            raise FilesUnexpected(str(error)) from None
 
 
 def _read_manifest(text: bytes) -> Manifest:

@@ -15,11 +15,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import publish_cnn
+from safetensors.torch import save_file
 from starlette.testclient import TestClient
 
+from models import checkpoint
 from models.checkpoint import GOLDEN, MANIFEST
 from models.manifest import WEIGHTS
+from models.seen import Seen, read_seen, short_digests
 from models.store import ModelStore
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -100,6 +104,36 @@ def test_what_is_downloaded_can_be_uploaded_again(
     assert digests[0] == digests[1]
     as_file = client.post("/v1/models/copy/versions", files={"file": ("x.zip", answer.content)})
     assert as_file.json()["existed"] is True
+
+
+def test_what_a_version_has_seen_travels_with_it(client: TestClient, store: ModelStore) -> None:
+    digests = short_digests([bytes([number]) * 32 for number in range(5)])
+    seen = Seen.of(digests[:3], digests[3:])
+    old = checkpoint.load(store.version("digits", 1).folder)
+
+    def write(folder: Path) -> None:
+        bare = {"files": {}, "digest": None, "checksum": None}
+        manifest = old.manifest.model_copy(update=bare)
+        assert old.golden is not None
+        checkpoint.save(folder, old.network, manifest, old.golden.inputs, seen)
+
+    store.publish("informed", write)
+    answer = client.get("/v1/models/informed/versions/1/download")
+    zipped = {"content-type": "application/zip"}
+    again = client.post("/v1/models/copy/versions", content=answer.content, headers=zipped)
+    assert again.status_code == 200, again.text
+    copy = store.version("copy", 1)
+    found = read_seen(copy.folder, copy.manifest().files)
+    assert torch.equal(found.train, seen.train)
+    assert torch.equal(found.validation, seen.validation)
+
+
+def test_a_damaged_list_of_what_was_seen_is_refused(client: TestClient, elsewhere: Path) -> None:
+    save_file({"train": torch.zeros(2, 3)}, elsewhere / "seen.safetensors")
+    zipped = {"content-type": "application/zip"}
+    answer = client.post("/v1/models/new/versions", content=zip_of(elsewhere), headers=zipped)
+    assert answer.status_code == 422
+    assert "must hold exactly train and validation" in answer.json()["error"]["message"]
 
 
 @pytest.mark.usefixtures("two")

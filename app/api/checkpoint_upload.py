@@ -1,7 +1,8 @@
 """A checkpoint on its way from a request to a folder of its own: streamed, bounded, then checked.
 
 Either a zip of a checkpoint (as the body, or as the form field `file`), or a form with `manifest`,
-`weights` and perhaps `golden` and `sha256`. Nothing of it is in the store before it was checked.
+`weights` and perhaps `golden`, `seen` and `sha256`. Nothing of it is in the store before it was
+checked.
 """
 
 import asyncio
@@ -20,6 +21,7 @@ from models.checkpoint import GOLDEN, MANIFEST, MAX_MANIFEST_BYTES
 from models.intake import Intake
 from models.intake_error import FilesUnexpected
 from models.manifest import WEIGHTS
+from models.seen import SEEN
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
@@ -31,7 +33,7 @@ MAX_HEADER_BYTES: Final = 4096
 MAX_TEXT_BYTES: Final = 1024
 MAX_FILES: Final = 64
 ZIP_TYPES: Final = ("application/zip", "application/x-zip-compressed", "application/octet-stream")
-FILES: Final = {"file": ZIP, "weights": WEIGHTS, "golden": GOLDEN}
+FILES: Final = {"file": ZIP, "weights": WEIGHTS, "golden": GOLDEN, "seen": SEEN}
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
@@ -53,6 +55,8 @@ class Upload:
         """The most bytes that the file `name` may have, as far as is known now."""
         if name == GOLDEN:
             return min(self._max_bytes, Intake.max_golden_bytes())
+        if name == SEEN:
+            return min(self._max_bytes, Intake.max_seen_bytes())
         if name == WEIGHTS and self.intake is not None:
             return min(self._max_bytes, self.intake.max_weights_bytes)
         return self._max_bytes
@@ -82,11 +86,11 @@ class Upload:
             if members[MANIFEST].num_bytes > MAX_MANIFEST_BYTES:
                 raise BodyTooLarge(f"{MANIFEST} has more than {MAX_MANIFEST_BYTES} bytes")
             intake = self.intake = Intake(archive.read(members[MANIFEST]))
-            known = {MANIFEST, WEIGHTS, GOLDEN, *intake.manifest.files}
+            known = {MANIFEST, WEIGHTS, GOLDEN, SEEN, *intake.manifest.files}
             extra = sorted(members.keys() - known)
             if extra:
                 raise FilesUnexpected(f"the manifest does not list {ascii(extra[0][:80])}")
-            for name in (WEIGHTS, GOLDEN):
+            for name in (WEIGHTS, GOLDEN, SEEN):
                 if name in members:
                     sink = Sink(self.folder / name, self.limit_of(name))
                     with sink:

@@ -128,11 +128,6 @@ class HttpServer(Server):
         gc.collect()
         gc.freeze()
 
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop, and give the collector back what it had; a process that ends counts on that."""
-        await super().shutdown(sockets)
-        gc.unfreeze()
-
     def drain(self) -> None:
         """Begin a graceful stop, unless one has begun. Call it on the loop."""
         if not self._begin_stop():
@@ -201,6 +196,7 @@ class HttpServer(Server):
         for _ in range(2):
             await asyncio.sleep(0.01)
         await super().shutdown(sockets)
+        gc.unfreeze()  # libraries that count what they leave behind would count all of it
 
 
 def raise_open_files_limit() -> None:
