@@ -8,10 +8,13 @@
     ├── KeyRefused              401  no key, or none that opens anything
     ├── ScopeMissing            403  the key may not do this
     ├── NotFound                404  no such thing
-    │   └── JobUnknown
+    │   ├── JobUnknown
+    │   └── NoSuchEvaluation         it has no report
     ├── Conflict                409  not as things stand
     │   ├── JobConflict              the job's state does not allow it
-    │   └── IdempotencyKeyReused     the same key came with another request
+    │   ├── IdempotencyKeyReused     the same key came with another request
+    │   ├── NotPromoted              a rule does not hold, or there is nothing to move
+    │   └── VersionUnusable          an alias cannot lead to what cannot be served
     ├── Overloaded              429  a bound is reached; `retry_after_s` says when to come back
     │   ├── QueueFull                too many inputs wait for this model
     │   └── TooManyBadKeys           this address sent bad keys, and must wait
@@ -37,12 +40,15 @@ from typing import Any
 
 from models.archive_error import ArchiveError, ArchiveTooLarge
 from models.checkpoint import CheckpointError
+from models.intake_error import IntakeRefused, WeightsTooLarge
 from models.networks import NetworkError
 from models.picture import PictureError, PictureTooLarge, PictureUnsupported
+from models.seen import SeenDamaged
 from models.store_error import (
     AliasMoved,
     BadName,
     LocksUnsupported,
+    NothingToRollBack,
     RunMismatch,
     StoreBusy,
     StoreDamaged,
@@ -105,6 +111,10 @@ class Conflict(ServiceError):
     """Not as things stand."""
 
 
+class VersionUnusable(Conflict):
+    """An alias cannot lead to this version, because it cannot be served."""
+
+
 class JobConflict(Conflict):
     """The job's state does not allow it."""
 
@@ -115,6 +125,14 @@ class IdempotencyKeyReused(Conflict):
 
 class DiskFull(ServiceError):
     """There is no room on disk."""
+
+
+class NoSuchEvaluation(NotFound):
+    """No such evaluation, or none that has a report."""
+
+
+class NotPromoted(Conflict):
+    """A rule does not hold, or the alias holds this version already."""
 
 
 class Overloaded(ServiceError):
@@ -210,12 +228,16 @@ STATUS: Mapping[type[Exception], int] = {
     UnknownModel: 404,
     UnknownVersion: 404,
     AliasMoved: 409,
+    NothingToRollBack: 409,
     VersionInUse: 409,
     RunMismatch: 409,
     StoreBusy: 503,
     StoreDamaged: 503,
     LocksUnsupported: 503,
+    IntakeRefused: 422,
+    WeightsTooLarge: 413,
     CheckpointError: 503,
+    SeenDamaged: 503,
     NetworkError: 503,
 }
 RETRY_AFTER_S = 1.0

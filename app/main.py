@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import gc
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -11,10 +10,12 @@ from typing import Final
 from fastapi import FastAPI
 from starlette.routing import BaseRoute, Route
 
+from app.api.aliases import alias_routes
 from app.api.dataset_intake import DatasetOptions, Intake
 from app.api.datasets import datasets_routes
 from app.api.docs_page import mount_docs
 from app.api.error_answers import RequestEdge, install_error_answers
+from app.api.evaluations import EvaluationLimits, evaluation_routes
 from app.api.explain import ExplainLimits, explain_routes
 from app.api.health import health_routes
 from app.api.hot_path import HotApplication, HotPath
@@ -26,6 +27,7 @@ from app.api.v2 import V2Options, infer_routes, v2_routes
 from app.api.v2_schema import TAG as V2_TAG
 from app.api.v2_schema import v2_entries
 from app.api.v2_tensors import Limits
+from app.api.versions import UploadLimits, version_routes
 from app.auth.signed_link import LinkSigner
 from app.auth.watch import KeySources, KeyWatch
 from app.engine.attribution import Explainer
@@ -37,10 +39,16 @@ from app.engine.device_memory import device_memory_bytes
 from app.engine.known_choices import KnownChoices
 from app.engine.live import LiveModels
 from app.engine.loading import LoadedVersion, load_version
+from app.engine.memory import budget_bytes
 from app.engine.predictor import Predictor
+from app.engine.shadow_figures import ShadowFigures
+from app.evaluation.documents import Documents
+from app.evaluation.evaluator import Evaluator
+from app.examiner import Examiner
 from app.http.access import AccessLog
 from app.http.origin import OriginGuard, OriginPolicy
 from app.http.server import is_loopback
+from app.jobs.store import JobStore
 from app.jobs.worker import open_runner, open_store
 from app.metrics import BATCH_BUCKETS, Histogram, Metrics, ModelFigures
 from app.settings import Settings
@@ -55,6 +63,7 @@ TAGS: Final = [
     V2_TAG,
     {"name": "models", "description": "What the store holds."},
     {"name": "datasets", "description": "Labelled samples, checked when they come."},
+    {"name": "evaluations", "description": "Measure, compare, promote."},
     {"name": "health", "description": "Probes and figures."},
 ]
 
@@ -107,6 +116,9 @@ def create_app(
         figures=lambda: _figures(engine.live),
         device_memory_bytes=lambda: device_memory_bytes(engine.batcher.device),
     )
+    examiner = build_examiner(settings, engine, jobs)
+
+    metrics.registry.register(ShadowFigures(engine.live))
 
     def not_ready() -> str | None:
         return _not_ready(engine, keys, draining)
@@ -116,14 +128,12 @@ def create_app(
         engine.batcher.start()
         engine.decoder.warm_up()
         await engine.live.start()
+        examiner.start()
         keys.start()
-        # What is there now stays: the collector need not walk it, which would stop every request
-        # for a tenth of a second, again and again.
-        gc.collect()
-        gc.freeze()
         if settings.jobs:
             runner.start()
         yield
+        await examiner.stop()
         await runner.stop()
         await keys.stop()
         await engine.live.stop()
@@ -154,6 +164,20 @@ def create_app(
     app.include_router(explain_routes(engine.live, explainer, limits))
     app.include_router(registry_routes(engine.store, engine.live))
     app.include_router(datasets_routes(intake))
+    app.include_router(
+        evaluation_routes(
+            examiner,
+            engine.store,
+            EvaluationLimits(
+                wait_s=settings.evaluation_wait_s,
+                datasets=settings.home / "datasets",
+                data_root=settings.data_root,
+            ),
+        )
+    )
+    uploads = UploadLimits(settings.home / "uploads", settings.max_model_bytes)
+    app.include_router(version_routes(engine.store, engine.live, uploads))
+    app.include_router(alias_routes(engine.store, engine.live))
     app.include_router(health_routes(not_ready, metrics))
     mount_docs(app)
     install_schema(
@@ -182,6 +206,7 @@ def _policy(settings: Settings) -> OriginPolicy:
             "/v1/datasets": settings.max_dataset_bytes,  # streamed to disk
             "/v1/datasets/": settings.max_body_bytes,  # JSON that is held in memory
         },
+        max_body_bytes_by_ending={"/versions": settings.max_model_bytes},
     )
 
 
@@ -241,8 +266,20 @@ def build_engine(
         open_predictor,
         preload=settings.preload,
         watch_interval_s=settings.watch_interval_s,
+        memory_budget_bytes=budget_bytes(settings.memory_budget_mb, device),
     )
     return Engine(store, batcher, decoder, compiler, live)
+
+
+def build_examiner(settings: Settings, engine: Engine, jobs: JobStore) -> Examiner:
+    """What evaluates and promotes, not yet started."""
+    return Examiner(
+        jobs,
+        Documents(settings.home / "evaluations"),
+        Evaluator(engine.live, settings.threads or thread_count()),
+        engine.store,
+        settings.evaluation_timeout_s,
+    )
 
 
 def _plain_routes(

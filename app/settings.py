@@ -71,6 +71,9 @@ class Settings(BaseSettings):
     dataset_check_timeout_s: float = Field(
         600.0, gt=0, description="How long the check of one dataset may take."
     )
+    max_model_bytes: int = Field(
+        4096 * MEBIBYTE, ge=1024, description="Largest version that can be uploaded."
+    )
     max_picture_bytes: int = Field(10 * MEBIBYTE, ge=64, description="Largest encoded picture.")
     max_picture_pixels: int = Field(
         25_000_000, ge=64, description="Most pixels of one decoded picture."
@@ -99,6 +102,24 @@ class Settings(BaseSettings):
     )
     request_timeout_ms: float = Field(
         30_000, gt=0, description="Deadline of a request that names none."
+    )
+    evaluation_wait_s: float = Field(
+        10.0,
+        ge=0,
+        le=300,
+        description="How long a request waits for its evaluation before it goes on as a job.",
+    )
+    evaluation_timeout_s: float = Field(
+        3600, gt=0, description="No evaluation takes longer; beyond it, it fails."
+    )
+    data_root: Path = Field(
+        Path("data"), description="Folder of mnist and the other built-in datasets."
+    )
+    memory_budget_mb: int = Field(
+        0,
+        ge=0,
+        description="MiB of weights that may be live at once; beyond it the least recently used "
+        "versions go. 0 takes 80 % of a GPU's memory, or half of the machine's.",
     )
     max_explanations: int = Field(
         2, ge=1, le=64, description="Explanations computed at one moment; more are answered 429."

@@ -16,6 +16,7 @@ import numpy as np
 import orjson
 import torch
 
+from app.engine.execution import Reference, choose_form
 from benchmarks.system import HOST
 from models import checkpoint
 from models.checkpoint import Checkpoint
@@ -27,7 +28,10 @@ Step = Callable[[int], None]
 
 def step_of(loaded: Checkpoint, body: bytes) -> Step:
     """What is done for a batch of so many requests with this body: a JPEG, or V2 JSON."""
-    preprocessing, network = loaded.manifest.preprocessing, loaded.network
+    preprocessing = loaded.manifest.preprocessing
+    # In the same form as the server, which is told to stay with fp32 as well.
+    reference = Reference.of(loaded.golden, preprocessing, torch.device("cpu"))
+    network = choose_form(loaded.network, reference, "fp32")
 
     def rows(batch: int) -> torch.Tensor:
         if preprocessing.accepts_pictures:

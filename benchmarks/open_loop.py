@@ -301,6 +301,11 @@ class _Connection(asyncio.Protocol):
         # uvloop's transports are not asyncio's by type, only by what they do
         self._transport = cast(asyncio.Transport, transport)
 
+    @property
+    def body(self) -> bytes:
+        """Of the answer that is complete, where it says its length."""
+        return bytes(self._received[self._received.find(b"\r\n\r\n") + 4 :])
+
     def send(self, message: bytes) -> None:
         """Send a request; `OpenLoop.answered` or `OpenLoop.lost` will be called once for it."""
         self._received.clear()

@@ -6,6 +6,7 @@ Overload is measured here too, with a generator that does not wait for the serve
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from benchmarks import ours, payload
 from benchmarks.networks import RESNET, publish_resnet
@@ -71,6 +72,10 @@ class Scenario:
         )
 
 
+EAGER: Final = {"precision": "fp32", "compile": "off"}
+"""What the loop and the peers do; `--set precision=auto` shows what users get."""
+
+
 def prepare(
     stage: Stage, settings: Mapping[str, str], patience_ms: float | None = None
 ) -> Scenario:
@@ -82,6 +87,7 @@ def prepare(
     """
     home = stage.folder / "home-ours-r"
     publish_resnet(ModelStore(home / "models"))
+    settings = {**EAGER, **settings}
     server = stage.start(ours.server("ours R", home, [RESNET], settings))
     picture = payload.photograph()
     form, raw = payload.multipart(PATH, picture), payload.raw_picture(PATH, picture)

@@ -26,6 +26,7 @@ from models.manifest import (
     digest_of,
     sentence_of,
 )
+from models.seen import SEEN, Seen
 from models.sync import sync_folder as sync_folder  # where others have long found it
 
 GOLDEN = "golden.safetensors"
@@ -79,7 +80,11 @@ class Checkpoint:
 
 
 def save(
-    folder: Path, network: nn.Module, manifest: Manifest, golden_inputs: Tensor | None = None
+    folder: Path,
+    network: nn.Module,
+    manifest: Manifest,
+    golden_inputs: Tensor | None = None,
+    seen: Seen | None = None,
 ) -> Manifest:
     """Write `network` as a checkpoint into the empty or absent `folder`.
 
@@ -89,6 +94,7 @@ def save(
         manifest: without digest, files and checksum.
         golden_inputs: `[n, *raw_shape]`; the first 64 are kept (fewer where pictures are large),
             and the network, brought to the CPU, answers them once.
+        seen: which samples the weights were trained and selected on, where that is known.
 
     Returns:
         The manifest with digest, files and checksum.
@@ -103,9 +109,18 @@ def save(
         raise CheckpointError(f"{folder} is not empty; a checkpoint needs a folder of its own")
     _write_tensors(folder / WEIGHTS, _plain(network.state_dict()))
     if golden_inputs is not None and len(golden_inputs):
-        golden = _golden(network, manifest, golden_inputs)
-        _write_tensors(folder / GOLDEN, {"inputs": golden.inputs, "outputs": golden.outputs})
+        write_golden(folder, network, manifest, golden_inputs)
+    if seen:
+        _write_tensors(folder / SEEN, seen.tensors())
     return seal(folder, manifest)
+
+
+def write_golden(
+    folder: Path, network: nn.Module, manifest: Manifest, golden_inputs: Tensor
+) -> None:
+    """Let `network` answer `golden_inputs` on the CPU, and keep both; raises as `save` does."""
+    golden = _golden(network, manifest, golden_inputs)
+    _write_tensors(folder / GOLDEN, {"inputs": golden.inputs, "outputs": golden.outputs})
 
 
 def seal(folder: Path, manifest: Manifest) -> Manifest:
@@ -192,7 +207,7 @@ def load(folder: Path) -> Checkpoint:
     """
     manifest = read_manifest(folder)
     verify(folder, manifest)
-    network = network_with(manifest, _read_tensors(folder / WEIGHTS))
+    network = network_with(manifest, read_tensors(folder / WEIGHTS))
     return Checkpoint(manifest, network, _read_golden(folder, manifest))
 
 
@@ -205,7 +220,7 @@ def network_with(manifest: Manifest, weights: Mapping[str, Tensor]) -> nn.Module
         WeightsMismatch: missing, unexpected or differently shaped weights.
         models.networks.NetworkError: the network cannot be built.
     """
-    network = _without_memory(manifest)
+    network = empty_network(manifest)
     expected = network.state_dict()
     _check_names(expected, weights)
     weights = {name: _fitting(name, weights[name], like) for name, like in expected.items()}
@@ -224,7 +239,7 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _without_memory(manifest: Manifest) -> nn.Module:
+def empty_network(manifest: Manifest) -> nn.Module:
     """The network on the meta device, where its layers may have any size and take no memory."""
     spec = manifest.network
     try:
@@ -296,7 +311,7 @@ def _golden(network: nn.Module, manifest: Manifest, inputs: Tensor) -> Golden:
 def _read_golden(folder: Path, manifest: Manifest) -> Golden | None:
     if GOLDEN not in manifest.files:
         return None
-    tensors = _read_tensors(folder / GOLDEN)
+    tensors = read_tensors(folder / GOLDEN)
     if tensors.keys() != {"inputs", "outputs"}:
         raise CheckpointDamaged(f"{GOLDEN} must hold exactly inputs and outputs")
     golden = Golden(tensors["inputs"], tensors["outputs"])
@@ -328,7 +343,7 @@ def _plain(state: Mapping[str, object]) -> dict[str, Tensor]:
     return plain
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
     """Every tensor of a safetensors file, mapped from disk."""
     try:
         with safe_open(path, framework="pt") as file:

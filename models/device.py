@@ -48,6 +48,17 @@ def thread_count(cgroups: Path = CGROUPS, membership: Path = MEMBERSHIP) -> int:
     return max(1, min([_affinity(), *_quotas(cgroups, membership)]))
 
 
+def memory_bytes(
+    device: torch.device, cgroups: Path = CGROUPS, membership: Path = MEMBERSHIP
+) -> int:
+    """Memory of `device`; on a processor what this process may use, bounded by its cgroups."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limits = (_memory_limit(folder) for folder in _own_cgroups(cgroups, membership, "memory"))
+    return min([whole, *(limit for limit in limits if limit is not None)])
+
+
 def supports_bf16(device: torch.device) -> bool:
     """Whether `device` multiplies bfloat16 in hardware; elsewhere it is emulated and slower."""
     if device.type == "cuda":
@@ -65,11 +76,11 @@ def _affinity() -> int:
 
 def _quotas(cgroups: Path, membership: Path) -> list[int]:
     """Processors that each cgroup around this process pays for, rounded up; none without limit."""
-    found = (_quota(folder) for folder in _own_cgroups(cgroups, membership))
+    found = (_quota(folder) for folder in _own_cgroups(cgroups, membership, "cpu"))
     return [quota for quota in found if quota is not None]
 
 
-def _own_cgroups(cgroups: Path, membership: Path) -> Iterator[Path]:
+def _own_cgroups(cgroups: Path, membership: Path, controller: str) -> Iterator[Path]:
     """From the process's own cgroup up to the root, since a limit above holds below.
 
     Inside a container the mount often begins at the container's own cgroup, and the path in
@@ -79,9 +90,9 @@ def _own_cgroups(cgroups: Path, membership: Path) -> Iterator[Path]:
         lines = membership.read_text().splitlines()
     except OSError:
         lines = []
-    for line in [*lines, "0::/", "0:cpu:/"]:
+    for line in [*lines, "0::/", f"0:{controller}:/"]:
         _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
+        if controllers and controller not in controllers.split(","):
             continue
         root = cgroups / controllers
         inside = root / path.lstrip("/")
@@ -99,3 +110,12 @@ def _quota(cgroup: Path) -> int | None:
         return math.ceil(int(quota) / int(period)) if int(quota) > 0 else None
     except (OSError, ValueError, ZeroDivisionError):
         return None  # no such file, `max`, or nothing that a kernel writes
+
+
+def _memory_limit(cgroup: Path) -> int | None:
+    for name in ("memory.max", "memory.limit_in_bytes"):
+        try:
+            return int((cgroup / name).read_text())
+        except (OSError, ValueError):
+            continue  # no such file, or `max`
+    return None

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import EllipsisType
 from typing import Any, Final
 
-from models.aliases import Aliases, AliasMove
+from models.aliases import WHOLE, Aliases, AliasMove, Split
 from models.checkpoint import (
     MANIFEST,
     CheckpointError,
@@ -40,6 +40,7 @@ from models.store_error import (
     AliasMoved,
     BadName,
     LocksUnsupported,
+    NothingToRollBack,
     RunMismatch,
     StoreBusy,
     StoreDamaged,
@@ -56,10 +57,12 @@ __all__ = [
     "BadName",
     "LocksUnsupported",
     "ModelStore",
+    "NothingToRollBack",
     "RunMismatch",
     "StoreBusy",
     "StoreDamaged",
     "StoreError",
+    "Traffic",
     "UnknownModel",
     "UnknownVersion",
     "Version",
@@ -98,6 +101,21 @@ class Version:
     def manifest(self) -> Manifest:
         """Read from disk at each call; see `models.checkpoint.read_manifest` for its errors."""
         return read_manifest(self.folder)
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Which versions answer what is asked by one reference; see `models.aliases.Split`.
+
+    Attributes:
+        alias: that the reference names; None where it names a version.
+    """
+
+    holder: Version
+    alias: str | None = None
+    canary: Version | None = None
+    share: float = 0.0
+    shadow: Version | None = None
 
 
 class ModelStore:
@@ -145,15 +163,27 @@ class ModelStore:
         Raises:
             BadName, UnknownModel, UnknownVersion: the sentence lists what there is.
         """
+        return self.traffic(reference).holder
+
+    def traffic(self, reference: str) -> Traffic:
+        """What `resolve` finds, and what an alias sends elsewhere; raises as that does."""
         name, at, alias = reference.partition("@")
         if at:
-            return self._holder(name, alias)
+            return self._traffic(name, alias)
         name, colon, number = reference.partition(":")
         if not colon:
-            return self._holder(name, PRODUCTION)
+            return self._traffic(name, PRODUCTION)
         if not _NUMBER.fullmatch(number):
             raise BadName(f"a version is a number from 1: {reference[:80]!r} is none")
-        return self.version(name, int(number))
+        return Traffic(self.version(name, int(number)))
+
+    def stamp(self, name: str) -> tuple[int, ...]:
+        """Differs from an earlier one if a version or an alias of `name` has changed since.
+
+        Two looks at the disk; also where nothing is there.
+        """
+        home = self._home(name)
+        return (*_stamp(home), *_stamp(home / _ALIASES))
 
     def publish(
         self,
@@ -214,8 +244,8 @@ class ModelStore:
         home = self._home(name)
         with self._locked(home, name):
             version = self.version(name, number)
-            holders = self._aliases(name).holders()
-            held = [alias for alias, holder in holders.items() if holder == number]
+            states = self._aliases(name).states()
+            held = [alias for alias, move in states.items() if number in move.versions()]
             if held:
                 raise VersionInUse(f"{version} is held by {', '.join(held)}; move that first")
             grave = {"version": number, "digest": _digest(version), "by": by, "at": _now()}
@@ -234,6 +264,16 @@ class ModelStore:
         if not self.versions(name):
             raise self._unknown(name)
         return self._aliases(name).holders()
+
+    def states(self, name: str) -> dict[str, AliasMove]:
+        """Alias -> the move that it stands at: its version, what goes elsewhere, since when, why.
+
+        Raises:
+            UnknownModel: no such model. StoreDamaged: its history cannot be read.
+        """
+        if not self.versions(name):
+            raise self._unknown(name)
+        return self._aliases(name).states()
 
     def history(self, name: str, alias: str | None = None) -> list[AliasMove]:
         """Every move of `alias`, or of all of the model's aliases, oldest first.
@@ -254,29 +294,65 @@ class ModelStore:
         by: str = "local",
         why: str = "",
         evidence: dict[str, Any] | None = None,
+        split: Split = WHOLE,
     ) -> AliasMove:
         """Let `alias` hold version `to`, or nothing where `to` is None.
 
         Args:
             expected: the number that it must hold now, None for nothing; left out, whatever.
+            split: what it sends to other versions from now on.
 
         Raises:
             AliasMoved: it holds another version than expected; nothing is changed.
             BadName, UnknownModel, UnknownVersion: of the names given. StoreBusy: the lock.
-            ValueError, TypeError: the evidence cannot be written as JSON.
+            ValueError, TypeError: the evidence cannot be written as JSON, or the split names the
+                version that the alias holds, or an alias that holds nothing.
+        """
+        home = self._home(name)
+        _checked(alias, _ALIAS, _ALIAS_RULE)
+        if to in (None, *split.versions()) and split != WHOLE:
+            raise ValueError("a canary or a shadow is another version than the one that is held")
+        with self._locked(home, name):
+            wanted = split.versions() if to is None else {to, *split.versions()}
+            for number in sorted(wanted):
+                self.version(name, number)
+            aliases = self._aliases(name)
+            _check_holder(name, alias, aliases.holder(alias), expected)
+            return aliases.append(alias, to, by=by, why=why, evidence=evidence or {}, split=split)
+
+    def roll_back(
+        self,
+        name: str,
+        alias: str,
+        *,
+        expected: int | None | EllipsisType = ...,
+        by: str = "local",
+        why: str = "rolled back",
+    ) -> AliasMove:
+        """Let `alias` hold what it held before, and send nothing elsewhere.
+
+        A canary that runs is what is rolled back: it ends, and the version that is held stays.
+
+        Raises:
+            NothingToRollBack: it has no canary, and held nothing before that is still there.
+            AliasMoved, BadName, UnknownModel, UnknownVersion, StoreBusy: as `move_alias`.
         """
         home = self._home(name)
         _checked(alias, _ALIAS, _ALIAS_RULE)
         with self._locked(home, name):
-            if to is not None:
-                self.version(name, to)
             aliases = self._aliases(name)
-            holder = aliases.holder(alias)
-            if expected is not ... and holder != expected:
-                raise AliasMoved(
-                    f"{name}@{alias} holds {holder or 'nothing'}, not {expected or 'nothing'}"
+            state = aliases.states().get(alias)
+            _check_holder(name, alias, state.to if state else None, expected)
+            if state is not None and state.canary is not None:
+                to: int | None = state.to
+            else:
+                kept = set(self.versions(name))
+                to = next((one for one in aliases.held_before(alias) if one in kept), None)
+            if to is None:
+                raise NothingToRollBack(
+                    f"{name}@{alias} has held no other version that is still there"
                 )
-            return aliases.append(alias, to, by=by, why=why, evidence=evidence or {})
+            return aliases.append(alias, to, by=by, why=why, evidence={}, rollback=True)
 
     def _homes(self) -> list[Path]:
         if not self.folder.is_dir():
@@ -289,11 +365,16 @@ class ModelStore:
     def _aliases(self, name: str) -> Aliases:
         return Aliases(self._home(name) / _ALIASES)
 
-    def _holder(self, name: str, alias: str) -> Version:
+    def _traffic(self, name: str, alias: str) -> Traffic:
         _checked(alias, _ALIAS, _ALIAS_RULE)
-        number = self._aliases(name).holder(alias)
-        if number is not None:
-            return self.version(name, number)
+        move = self._aliases(name).last_move(alias)
+        if move is not None and move.to is not None:
+            holder = self.version(name, move.to)
+            canary, shadow = (
+                None if number is None else self.version(name, number)
+                for number in (move.canary, move.shadow)
+            )
+            return Traffic(holder, alias, canary, move.share, shadow)
         listed = ", ".join(sorted(self.aliases(name))) or "none"
         raise UnknownVersion(f"{name} has no alias {alias!r}; there are: {listed}")
 
@@ -368,6 +449,21 @@ def _checked(text: str, pattern: re.Pattern[str], rule: str) -> str:
     if pattern.fullmatch(text):
         return text
     raise BadName(f"{text[:80]!r} is no name here; a name is {rule}")
+
+
+def _check_holder(
+    name: str, alias: str, holder: int | None, expected: int | None | EllipsisType
+) -> None:
+    if expected is not ... and holder != expected:
+        raise AliasMoved(f"{name}@{alias} holds {holder or 'nothing'}, not {expected or 'nothing'}")
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return ()
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def _digest(version: Version) -> str | None:

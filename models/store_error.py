@@ -5,7 +5,8 @@ StoreError
   UnknownModel       no model goes by this name
   UnknownVersion     the model has no such version or alias
   AliasMoved         the alias does not hold the version that the caller expected
-  VersionInUse       an alias holds the version that was to be deleted
+  NothingToRollBack  the alias has held no other version that is still there
+  VersionInUse       an alias needs the version that was to be deleted
   RunMismatch        a checkpoint is published as the work of a run that it does not name
   StoreBusy          another process has held the model's lock for too long
   StoreDamaged       a file of the store holds a line that was never written like that
@@ -33,8 +34,12 @@ class AliasMoved(StoreError):
     """The alias does not hold the version that the caller expected."""
 
 
+class NothingToRollBack(StoreError):
+    """The alias has held no other version that is still there."""
+
+
 class VersionInUse(StoreError):
-    """An alias holds the version that was to be deleted."""
+    """An alias needs the version that was to be deleted."""
 
 
 class RunMismatch(StoreError):

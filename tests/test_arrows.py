@@ -33,7 +33,9 @@ LEVELS = (
     {"settings", "errors", "metrics", "auth"},
     {"logs", "flags", "tracing"},
     {"engine", "jobs", "http"},
+    {"evaluation"},
     {"promotion"},
+    {"examiner"},
     {"api"},
     {"main", "key_commands"},
     {"__main__"},
@@ -43,7 +45,9 @@ ONLY_WITH_ITS_MODULE = {"torch.load", "os.environ", "os.getenv", "PIL.Image.open
 TRAINERS = {
     *("app/api/dataset_archive.py", "app/api/dataset_intake.py", "app/api/dataset_pictures.py"),
     *("app/api/datasets.py", "app/api/evaluations.py", "app/api/fine_tuning.py"),
-    *("app/promotion.py", "app/jobs/work.py", "app/flags.py", "app/__main__.py"),
+    *("app/evaluation/answer.py", "app/evaluation/evaluator.py", "app/evaluation/reader.py"),
+    *("app/evaluation/rule.py", "app/evaluation/sitting.py", "app/promotion.py"),
+    *("app/examiner.py", "app/jobs/work.py", "app/flags.py", "app/__main__.py"),
 }
 
 HEAVY = {

@@ -3,6 +3,7 @@
 import base64
 import csv
 import io
+import json
 import time
 import zipfile
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image
 from starlette.testclient import TestClient
 
@@ -327,6 +329,17 @@ def test_ants_and_bees(client: TestClient, real_data: Path) -> None:
     assert document["num_samples"] == 397
     assert kinds(document)["skipped"]["files"] == ["hymenoptera/train/ants/imageNotFound.gif"]
     assert document["report"]["usable"]
+
+
+def test_the_example_of_mending_works(client: TestClient) -> None:
+    page = (ROOT / "docs" / "datasets.md").read_text("utf-8")
+    changes = json.loads(page.split("/derive")[1].split("-d '")[1].split("'")[0])
+    files = {f"ants/{index}.jpg": picture(index, kind="JPEG") for index in range(12)}
+    files |= {f"bee/{index}.jpg": picture(50 + index, kind="JPEG") for index in range(12)}
+    files["ants/again.jpg"] = files["ants/0.jpg"]
+    base = send(client, files).json()
+    document = client.post(f"{URL}/{base['id']}/derive", json=changes).json()
+    assert document["report"]["classes"] == {"ants": {"train": 11}, "bees": {"train": 13}}
 
 
 def arrays(name: str, x: np.ndarray, y: np.ndarray | None = None) -> tuple[str, bytes]:

@@ -33,8 +33,8 @@ async def live(store: ModelStore) -> AsyncIterator[LiveModels]:
 
 async def test_many_callers_share_one_load(live: LiveModels) -> None:
     loads = []
-    load = live._load
-    live._load = lambda version: loads.append(version) or load(version)  # type: ignore[func-returns-value]
+    load = live.loads.load
+    live.loads.load = lambda version: loads.append(version) or load(version)  # type: ignore[func-returns-value]
     predictors = await asyncio.gather(*(live.get("digits") for _ in range(20)))
     assert (len(set(map(id, predictors))), len(loads)) == (1, 1)
 

@@ -61,6 +61,9 @@ def test_scikit_learn_agrees(data):
     assert report.negative_log_likelihood == pytest.approx(
         sk.log_loss(y, probabilities, labels=every), abs=1e-6
     )
+    assert report.brier_score == pytest.approx(
+        sk.brier_score_loss(y, probabilities, labels=every, scale_by_half=False), abs=1e-6
+    )
     for k in (3, 5):
         expected = sk.top_k_accuracy_score(y, probabilities, k=k, labels=every)
         assert report.top_k[k] == pytest.approx(expected, abs=1e-6)

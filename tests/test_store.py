@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from models import checkpoint, networks
+from models.aliases import Split
 from models.checkpoint import MANIFEST, CheckpointDamaged, CheckpointError, WeightsMismatch
 from models.file_lock import locked
 from models.manifest import WEIGHTS, Lineage, Manifest, NetworkSpec
@@ -31,9 +32,11 @@ from models.store import (
     BadName,
     LocksUnsupported,
     ModelStore,
+    NothingToRollBack,
     RunMismatch,
     StoreBusy,
     StoreDamaged,
+    Traffic,
     UnknownModel,
     UnknownVersion,
     VersionInUse,
@@ -323,6 +326,93 @@ def test_compare_and_set(three: ModelStore) -> None:
     three.move_alias("digits", "canary", 3, expected=None)
     three.move_alias("digits", "canary", None, expected=3)
     assert three.aliases("digits") == {PRODUCTION: 1}
+
+
+def test_an_alias_splits_its_traffic_until_it_moves_again(three: ModelStore) -> None:
+    split = Split(canary=2, share=0.1, shadow=3)
+    three.move_alias("digits", PRODUCTION, 1, expected=1, why="try two", split=split)
+    traffic = three.traffic("digits")
+    assert (traffic.holder.number, traffic.share, traffic.alias) == (1, 0.1, PRODUCTION)
+    assert traffic.canary == three.version("digits", 2)
+    assert traffic.shadow == three.version("digits", 3)
+    assert three.states("digits")[PRODUCTION].split == split
+    three.move_alias("digits", PRODUCTION, 2)
+    assert three.traffic("digits") == Traffic(three.version("digits", 2), PRODUCTION)
+    assert three.traffic("digits:3") == Traffic(three.version("digits", 3))
+
+
+@pytest.mark.parametrize("split", [Split(2, 0.5), Split(shadow=2)])
+def test_a_version_that_an_alias_sends_to_is_kept(three: ModelStore, split: Split) -> None:
+    three.move_alias("digits", PRODUCTION, 1, split=split)
+    with pytest.raises(VersionInUse, match="digits:2 is held by production"):
+        three.delete("digits", 2)
+    three.move_alias("digits", PRODUCTION, 1)
+    three.delete("digits", 2)
+
+
+def test_a_split_that_makes_no_sense(three: ModelStore) -> None:
+    for canary, share in [(2, 0.0), (2, 1.0), (2, -0.1), (2, float("nan")), (None, 0.5)]:
+        with pytest.raises(ValueError, match="share"):
+            Split(canary, share)
+    with pytest.raises(ValueError, match="another version"):
+        three.move_alias("digits", PRODUCTION, 2, split=Split(2, 0.5))
+    with pytest.raises(ValueError, match="another version"):
+        three.move_alias("digits", PRODUCTION, None, split=Split(shadow=2))
+    with pytest.raises(UnknownVersion, match="no version 9"):
+        three.move_alias("digits", PRODUCTION, 1, split=Split(shadow=9))
+    assert len(three.history("digits")) == 1
+
+
+def test_a_history_from_before_there_were_splits_is_read(three: ModelStore) -> None:
+    path = three.folder / "digits" / "aliases.jsonl"
+    old = {"alias": "production", "to": 2, "previous": 1, "at": "2026-01-01T00:00:00.000+00:00"}
+    lines = [{**old, "by": "local", "why": "better", "evidence": {}}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert three.traffic("digits") == Traffic(three.version("digits", 2), PRODUCTION)
+    three.move_alias("digits", PRODUCTION, 3, split=Split(shadow=1))
+    newest = json.loads(path.read_text().splitlines()[-1])
+    assert old.keys() <= newest.keys()  # a program from before reads it as well
+    assert [move.shadow for move in three.history("digits")] == [None, 1]
+
+
+def test_rolling_back_goes_to_what_was_held_before(three: ModelStore) -> None:
+    for number in (2, 3):
+        three.move_alias("digits", PRODUCTION, number)
+    first = three.roll_back("digits", PRODUCTION, by="anna", why="three is slow", expected=3)
+    assert (first.to, first.previous, first.by, first.rollback) == (2, 3, "anna", True)
+    assert three.roll_back("digits", PRODUCTION).to == 1  # not to three, which was left as bad
+    with pytest.raises(NothingToRollBack, match="digits@production"):
+        three.roll_back("digits", PRODUCTION)
+    with pytest.raises(AliasMoved):
+        three.roll_back("digits", PRODUCTION, expected=3)
+    three.move_alias("digits", PRODUCTION, 3)
+    assert three.roll_back("digits", PRODUCTION).to == 1
+
+
+def test_rolling_back_ends_a_canary_and_passes_over_what_was_deleted(three: ModelStore) -> None:
+    three.move_alias("digits", PRODUCTION, 2)
+    three.move_alias("digits", PRODUCTION, 3)
+    three.delete("digits", 2)
+    three.move_alias("digits", PRODUCTION, 3, split=Split(1, 0.5, shadow=None))
+    move = three.roll_back("digits", PRODUCTION)
+    assert (move.to, move.canary) == (3, None)
+    assert three.roll_back("digits", PRODUCTION).to == 1
+    with pytest.raises(NothingToRollBack):
+        three.roll_back("digits", "nobody")
+
+
+def test_a_stamp_changes_with_versions_and_aliases(store: ModelStore) -> None:
+    stamps = [store.stamp("digits")]
+    for change in (
+        lambda: store.publish("digits", writing(1)),
+        lambda: store.publish("digits", writing(2)),
+        lambda: store.move_alias("digits", PRODUCTION, 2),
+        lambda: store.delete("digits", 1),
+    ):
+        change()
+        stamps.append(store.stamp("digits"))
+    assert len(set(stamps)) == 5
+    assert store.stamp("digits") == stamps[-1]
 
 
 def test_of_two_who_expect_the_same_one_wins(three: ModelStore) -> None:

@@ -4,7 +4,7 @@ What fits the memory budget is read once into one tensor; the rest is checked no
 later. Either way every fault is known before training begins.
 """
 
-from collections.abc import Generator, Mapping
+from collections.abc import Container, Generator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,7 @@ class Dataset:
     @property
     def measured_on(self) -> str:
         """The part that figures come from: `test`, else `validation`, else `train`."""
-        return next(name for name in (TEST, VALIDATION, TRAIN) if name in self.parts)
+        return measured_on(self.parts)
 
 
 def open_dataset(
@@ -135,6 +135,20 @@ def open_source(
 def split_by(dataset: Dataset, config: DataConfig) -> Dataset:
     """`dataset`, opened with nothing held out, split as `config` says."""
     return replace(dataset, parts=_held_out(dataset.parts, config))
+
+
+def split_source(config: DataConfig) -> Source:
+    """The dataset that `config` names with its parts held out; nothing is decoded yet.
+
+    The parts are those of `open_dataset`. Raises as it does, faults inside files aside.
+    """
+    source = read_source(config)
+    return replace(source, parts=_held_out(source.parts, config))
+
+
+def measured_on(parts: Container[str]) -> str:
+    """The part that figures come from: `test`, else `validation`, else `train`."""
+    return next(name for name in (TEST, VALIDATION, TRAIN) if name in parts)
 
 
 def read_source(config: DataConfig) -> Source:

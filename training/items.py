@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from torch import Tensor
 
@@ -31,13 +32,11 @@ class Items:
     def read(self, index: int) -> tuple[Tensor, bytes]:
         """See `training.samples.Samples`."""
         x = self._x(index)
-        if self.preprocessing and self.preprocessing.accepts_pictures:
-            image = x if isinstance(x, Image.Image) else picture_of(tensor_of(x))
-            x = self.preprocessing.picture(image)
-        tensor = tensor_of(x)
-        if isinstance(self.pairs, InMemory):  # whose samples know what they were read from
-            return tensor, self.pairs.read(self.indices[index])[1]
-        return tensor, digest_of(tensor)
+        source = tensor_of(np.array(x) if isinstance(x, Image.Image) else x)
+        if not self.preprocessing or not self.preprocessing.accepts_pictures:
+            return source, digest_of(source)
+        image = x if isinstance(x, Image.Image) else picture_of(source)
+        return self.preprocessing.picture(image), digest_of(source)
 
     def name(self, index: int) -> str:
         """See `training.samples.Samples`."""

@@ -19,13 +19,12 @@ from training.feed import in_batches
 from training.progress import Progress
 from training.report import Report
 from training.source import Part
+from training.trial import ClassesUnknown, classes_unknown, positions
+
+__all__ = ["ClassesUnknown", "Measured", "as_trained", "measure", "whole"]
 
 BATCH = 64
 _SPLIT = ("validation_fraction", "test_fraction", "split_seed")
-
-
-class ClassesUnknown(Exception):
-    """The dataset has classes that the model does not know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +77,12 @@ def measure(
     name = part or dataset.measured_on
     measured = _relabelled(_part(dataset, name), dataset.classes, manifest.labels)
     network.to(device)
+    temperature = manifest.temperature or 1.0
 
     def predict(inputs: Tensor) -> Tensor:
         with torch.inference_mode():
             logits: Tensor = network(inputs.to(device))
-        return logits.float()
+        return logits.float() / temperature
 
     finish = manifest.preprocessing.finish
     batches = in_batches(measured, finish, BATCH, dataset.num_workers)
@@ -99,6 +99,17 @@ def whole(dataset: str, **options: object) -> DataConfig:
         training.config.ConfigError: an option is unknown or out of range.
     """
     return DataConfig.of(dataset=dataset, validation_fraction=0, test_fraction=0, **options)
+
+
+def as_trained(manifest: Manifest, dataset: str, **options: object) -> DataConfig:
+    """Settings of a built-in dataset under which the parts are those of the model's own training.
+
+    Raises:
+        training.config.ConfigError: an option is unknown or out of range.
+    """
+    trained = manifest.lineage.options if manifest.lineage.dataset == dataset else {}
+    shares = {name: trained[name] for name in _SPLIT if name in trained}
+    return DataConfig.of(dataset=dataset, **shares, **options)
 
 
 def _as_in_training(manifest: Manifest, config: DataConfig) -> DataConfig:
@@ -137,16 +148,10 @@ def _part(dataset: Dataset, name: str) -> Part:
 
 def _relabelled(part: Part, classes: Sequence[str], labels: Sequence[str]) -> Part:
     """The part with targets that are positions in the model's labels."""
-    known = {label: position for position, label in reversed(list(enumerate(labels)))}
-    unknown = [name for name in classes if name not in known]
-    if unknown:
-        listed = ", ".join(unknown[:10]) + (" and more" if len(unknown) > 10 else "")
-        raise ClassesUnknown(
-            f"the model has no label {listed}; its labels are {', '.join(labels[:10])}"
-            f"{' and more' if len(labels) > 10 else ''}"
-        )
-    positions = torch.tensor([known[name] for name in classes])
-    return Part(part.samples, positions[part.targets])
+    known = positions(classes, labels)
+    if bool((known < 0).any()):
+        raise classes_unknown("the model", classes, labels)
+    return Part(part.samples, known[part.targets])
 
 
 def _some(part: Part, num: int = 16) -> Tensor:

@@ -1,5 +1,7 @@
 """What was trained becomes a version in the model store, with where it comes from."""
 
+import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,8 @@ from torch import Tensor
 from models import checkpoint
 from models.checkpoint import MAX_GOLDEN_SAMPLES
 from models.manifest import Lineage, Manifest
-from models.store import ModelStore, Version
+from models.seen import Seen, read_seen, short_digests
+from models.store import ModelStore, StoreError, Version
 from training.source import TRAIN, VALIDATION
 from training.state import environment
 from training.train import Trained
@@ -31,9 +34,10 @@ def publish(
         models.store.StoreError: the store refuses.
     """
     manifest, golden = manifest_of(trained, run), golden_inputs(trained)
+    seen = seen_by(trained).with_parent(_seen_by_parent(trained.parent, store))
 
     def write(folder: Path) -> None:
-        checkpoint.save(folder, trained.network, manifest, golden)
+        checkpoint.save(folder, trained.network, manifest, golden, seen)
 
     return store.publish(name, write, run=run, by=by)
 
@@ -69,6 +73,14 @@ def manifest_of(trained: Trained, run: str | None = None) -> Manifest:
     )
 
 
+def seen_by(trained: Trained) -> Seen:
+    """The samples that the weights were learned from and chosen by."""
+    parts = trained.dataset.parts
+    none = short_digests([])
+    validation = parts[VALIDATION].source_digests() if VALIDATION in parts else none
+    return Seen.of(parts[TRAIN].source_digests(), validation)
+
+
 def golden_inputs(trained: Trained) -> Tensor:
     """Samples spread over the validation part (or the training part), before `finish`."""
     parts = trained.dataset.parts
@@ -76,3 +88,58 @@ def golden_inputs(trained: Trained) -> Tensor:
     stride = max(1, len(samples) // MAX_GOLDEN_SAMPLES)
     indices = range(0, len(samples), stride)[:MAX_GOLDEN_SAMPLES]
     return torch.stack([samples.read(index)[0] for index in indices])
+
+
+def _seen_by_parent(parent: str | None, store: ModelStore) -> Seen:
+    """Nothing, where the weights did not begin as those of a version in this store."""
+    if parent is None or ":" not in parent:
+        return Seen()
+    try:
+        version = store.resolve(parent)
+    except StoreError:
+        return Seen()
+    return read_seen(version.folder, version.manifest().files)
+
+
+def with_temperature(
+    store: ModelStore,
+    version: Version,
+    temperature: float,
+    *,
+    source: str,
+    dataset: str,
+    by: str = "local",
+) -> Version:
+    """Publish the same weights as a new version whose probabilities are softened or sharpened.
+
+    Args:
+        store: where.
+        version: whose weights, golden inputs and list of seen samples are taken over.
+        temperature: the network's own logits are divided by it.
+        source: what fitted it, such as the id of an evaluation.
+        dataset: on which samples.
+        by: who, for the alias's history.
+
+    Raises:
+        models.store.StoreError: the store refuses.
+        models.checkpoint.CheckpointError: the version cannot be read.
+    """
+    manifest = version.manifest()
+    lineage = manifest.lineage.model_copy(
+        update={
+            "parent": str(version),
+            "method": "calibrate",
+            "options": {**manifest.lineage.options, "calibrated_on": dataset, "source": source},
+            "run": None,
+        }
+    )
+    changed = manifest.model_copy(
+        update={"temperature": temperature, "lineage": lineage, "created": datetime.now(UTC)}
+    )
+
+    def write(folder: Path) -> None:
+        for name in manifest.files:
+            shutil.copyfile(version.folder / name, folder / name)
+        checkpoint.seal(folder, changed)
+
+    return store.publish(version.name, write, by=by)

@@ -1,7 +1,8 @@
 """Counts while predictions stream by, and the report that they make.
 
-What is kept is a matrix of classes x classes and a few histograms, so memory does not grow with the
-data. One `Counts` serves the command line, the training loop, and evaluations in the server.
+What is kept is a matrix of classes x classes, a few histograms and at most ten thousand logits, so
+memory does not grow with the data. One `Counts` serves the command line, the training loop, and
+evaluations in the server.
 """
 
 import math
@@ -11,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from training.temperature import KeptLogits, Temperature
 
 NUM_BINS = 15
 TOP_K = (1, 3, 5)
@@ -80,9 +83,13 @@ class Report:
         macro_precision, macro_recall, macro_f1: plain means over the classes that occur, among
             the targets or among the predictions.
         negative_log_likelihood: mean of -log(probability of the right class), in nats.
+        brier_score: mean squared distance between the probabilities and the truth, summed over
+            the classes: 0 to 2 (Brier 1950).
         calibration_error: expected calibration error: mean distance between confidence and
             accuracy over equal-width bins, weighted by their counts (Naeini et al. 2015).
         bins: the reliability diagram behind it.
+        temperature: what the logits that were counted should be divided by; None where the
+            samples do not say.
         classes: in the order of the labels.
         confusion: row: the class a sample has; column: the class it was given.
         confused_pairs: the most frequent mistakes, most frequent first.
@@ -96,8 +103,10 @@ class Report:
     macro_recall: float
     macro_f1: float
     negative_log_likelihood: float
+    brier_score: float
     calibration_error: float
     bins: tuple[Bin, ...]
+    temperature: Temperature | None
     classes: tuple[ClassReport, ...]
     confusion: tuple[tuple[int, ...], ...]
     confused_pairs: tuple[ConfusedPair, ...]
@@ -116,6 +125,7 @@ class Report:
             "macro_recall": self.macro_recall,
             "macro_f1": self.macro_f1,
             "negative_log_likelihood": self.negative_log_likelihood,
+            "brier_score": self.brier_score,
             "calibration_error": self.calibration_error,
         }
 
@@ -141,7 +151,8 @@ class Counts:
         self._bin_counts = torch.zeros(NUM_BINS, dtype=torch.int64)
         self._bin_right = torch.zeros(NUM_BINS, dtype=torch.int64)
         self._bin_confidence = torch.zeros(NUM_BINS, dtype=torch.float64)
-        self._log_loss = 0.0
+        self._log_loss = self._squares = 0.0
+        self._kept = KeptLogits(num_classes)
 
     @property
     def accuracy(self) -> float:
@@ -159,7 +170,9 @@ class Counts:
             ReportError: a wrong shape, a target that is no class, or a logit that is not finite.
         """
         self._check(logits, targets)
-        logits, targets = logits.detach().cpu().double(), targets.detach().cpu()
+        logits, targets = logits.detach().cpu(), targets.detach().cpu()
+        self._kept.add(logits, targets)
+        logits = logits.double()
         at_target = logits.gather(1, targets.unsqueeze(1))
         best, predicted = logits.max(dim=1)
         log_total = logits.logsumexp(dim=1)
@@ -167,6 +180,7 @@ class Counts:
         _add_each(self.confusion.view(-1), targets * self.num_classes + predicted)
         _add_each(self.ranks, _ranks(logits, at_target, targets))
         self._log_loss += float((log_total - at_target.squeeze(1)).sum())
+        self._squares += _squares(logits, log_total, at_target.squeeze(1))
         self._count_bins((best - log_total).exp(), predicted == targets)
 
     def report(self, labels: Sequence[str], top_k: Sequence[int] = TOP_K) -> Report:
@@ -196,8 +210,10 @@ class Counts:
             macro_recall=_mean([one.recall for one in occurring]),
             macro_f1=_mean([one.f1 for one in occurring]),
             negative_log_likelihood=self._log_loss / self.num_samples,
+            brier_score=self._squares / self.num_samples,
             calibration_error=_calibration_error(bins, self.num_samples),
             bins=bins,
+            temperature=self._kept.fit(),
             classes=classes,
             confusion=tuple(tuple(row) for row in self.confusion.tolist()),
             confused_pairs=self._confused_pairs(labels),
@@ -305,6 +321,12 @@ def _ranks(logits: Tensor, at_target: Tensor, targets: Tensor) -> Tensor:
     places = torch.arange(logits.shape[1])
     tied = (logits == at_target) & (places < targets.unsqueeze(1))
     return ahead + tied.sum(dim=1)
+
+
+def _squares(logits: Tensor, log_total: Tensor, at_target: Tensor) -> float:
+    """Squared distances between the probabilities and the truth, over all rows and classes."""
+    of_all = (logits - log_total.unsqueeze(1)).exp_().square_().sum()
+    return float(of_all + (1 - 2 * (at_target - log_total).exp_()).sum())
 
 
 def _add_each(counts: Tensor, places: Tensor) -> None:

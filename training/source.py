@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.seen import short_digests
 from training.dataset_names import TEST as TEST
 from training.dataset_names import TRAIN as TRAIN
 from training.dataset_names import VALIDATION as VALIDATION
@@ -36,6 +37,12 @@ class Part:
         """Some of the samples, in the order of `indices`."""
         digests = tuple(self.digests[index] for index in indices.tolist()) if self.digests else ()
         return Part(self.samples.select(indices), self.targets[indices], digests)
+
+    def source_digests(self) -> Tensor:
+        """Short ones, uint8 `[N, 16]`; taken now of samples that lay in memory from the start."""
+        if self.digests:
+            return short_digests(self.digests)
+        return short_digests([self.samples.read(index)[1] for index in range(len(self))])
 
 
 @dataclass(frozen=True)

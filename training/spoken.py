@@ -51,7 +51,8 @@ def of_report(report: "Report") -> Iterator[str]:
         f"F1 {report.macro_f1:.4f}"
     )
     yield f"log loss     {report.negative_log_likelihood:.4f}"
-    yield f"calibration  error {report.calibration_error:.4f}"
+    best = f", best at temperature {report.temperature.value:.3f}" if report.temperature else ""
+    yield f"calibration  error {report.calibration_error:.4f}{best}"
     yield from _classes(report)
     for pair in report.confused_pairs[:PAIRS_SHOWN]:
         yield f"{pair.target} taken for {pair.predicted}: {pair.count}"

@@ -19,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 from torch import Tensor
 
 from app.api.caller import CallerGone, WhileCallerWaits, read_body, timeout_s
+from app.api.choice import chosen
 from app.api.multipart import parse_form
 from app.engine.live import LiveModels
 from app.engine.predictor import Prediction, Predictor
@@ -66,14 +67,16 @@ class PredictRoute:
                 answer = await self._answer(scope, headers, body, began)
         except CallerGone:
             return
-        await Response(orjson.dumps(answer), media_type="application/json")(scope, receive, send)
+        named = {"X-Model-Version": str(answer["version"])}
+        response = Response(orjson.dumps(answer), headers=named, media_type="application/json")
+        await response(scope, receive, send)
 
     async def _answer(
         self, scope: Scope, headers: dict[bytes, bytes], body: bytes | bytearray, began: float
     ) -> dict[str, Any]:
         deadline = time.monotonic() + self._patience_s(headers)
         name, _, version = scope["path_params"]["model"].replace("@", ":").partition(":")
-        predictor = await self._live.get(name, version or None)
+        predictor = await chosen(self._live, headers, name, version or None)
         scope["model"] = predictor  # for the count of requests by model and version
         content_type = headers.get(b"content-type", b"").decode("latin-1")
         inputs = read_inputs(content_type, bytes(body), _query_top_k(scope), self._max_inputs)

@@ -128,6 +128,9 @@ class ModelDescription(ModelSummary):
     """One model with the version that its bare name means."""
 
     production: VersionDescription | None
+    failed: dict[int, str] = Field(
+        default_factory=dict, description="Versions that could not be loaded, and why."
+    )
 
 
 def registry_routes(store: ModelStore, live: LiveModels) -> APIRouter:
@@ -178,10 +181,23 @@ def _describe(store: ModelStore, live: LiveModels, name: str) -> ModelDescriptio
     number = summary.aliases.get(PRODUCTION)
     production = None
     if number is not None:
-        manifest = store.version(name, number).manifest()
-        holders = (one for one in live.loaded() if (one.name, one.version) == (name, number))
-        production = _version(number, manifest, next(holders, None))
-    return ModelDescription(**summary.model_dump(), production=production)
+        production = described_version(store, live, name, number)
+    failures = {number: live.loads.failure((name, number)) for number in summary.versions}
+    failed = {number: reason for number, reason in failures.items() if reason}
+    return ModelDescription(**summary.model_dump(), production=production, failed=failed)
+
+
+def described_version(
+    store: ModelStore, live: LiveModels, name: str, number: int
+) -> VersionDescription:
+    """What one version says of itself; reads the disk."""
+    manifest = store.version(name, number).manifest()
+    return _version(number, manifest, _live(live, name, number))
+
+
+def _live(live: LiveModels, name: str, number: int) -> Predictor | None:
+    found = (one for one in live.loaded() if (one.name, one.version) == (name, number))
+    return next(found, None)
 
 
 def _version(number: int, manifest: Manifest, live: Predictor | None) -> VersionDescription:

@@ -26,8 +26,8 @@ ERRORS: Final[Mapping[int, str]] = {
     429: "Too much at once; `Retry-After` says when to come back.",
     500: "The network itself failed on this input.",
     503: "Not now: starting, stopping, or the version cannot be loaded.",
-    507: "There is no room on disk.",
     504: "The request's time was up before its answer.",
+    507: "There is no room on disk.",
 }
 ERROR_SCHEMA: Final = {
     "type": "object",

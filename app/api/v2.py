@@ -21,6 +21,7 @@ from starlette.types import Receive, Scope, Send
 from torch import Tensor
 
 from app.api.caller import LONGEST_TIMEOUT_S, CallerGone, WhileCallerWaits, read_body, timeout_s
+from app.api.choice import chosen
 from app.api.compression import LARGEST_RATIO, accepted_encoding, deflate, inflate
 from app.api.permission import Gate
 from app.api.v2_errors import FeatureRefused
@@ -121,7 +122,7 @@ class InferRoute:
         headers = dict(scope["headers"])
         try:
             body = await self._body(headers, receive)
-            predictor = await self._live.get(**_reference(scope["path_params"]))
+            predictor = await chosen(self._live, headers, **_reference(scope["path_params"]))
             scope["model"] = predictor  # for the count of requests by model and version
             request = await self._parsed(body, headers, predictor)
             deadline = arrived + self._patience_s(request, headers)
@@ -129,7 +130,7 @@ class InferRoute:
                 answer = await self._answer(scope, predictor, request, deadline)
         except CallerGone:
             return
-        await _send_answer(answer, headers.get(b"accept-encoding"), send)
+        await _send_answer(answer, predictor, headers.get(b"accept-encoding"), send)
 
     async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes | bytearray:
         limits = self._limits
@@ -305,7 +306,9 @@ def _json(document: Any, status: int = 200) -> Response:
     return Response(orjson.dumps(document), status, media_type="application/json")
 
 
-async def _send_answer(answer: Answer, accept_encoding: bytes | None, send: Send) -> None:
+async def _send_answer(
+    answer: Answer, predictor: Predictor, accept_encoding: bytes | None, send: Send
+) -> None:
     body, length = answer
     headers = [(b"content-type", b"application/json")]
     if length is not None:
@@ -319,6 +322,7 @@ async def _send_answer(answer: Answer, accept_encoding: bytes | None, send: Send
         if encoding is not None:
             body = await _deflated(body, encoding)
             headers.append((b"content-encoding", encoding.encode()))
+    headers.append((b"x-model-version", b"%d" % predictor.version))
     headers.append((b"content-length", b"%d" % len(body)))
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -17,7 +17,7 @@ from app.engine.dispatch import Dispatch
 from app.engine.item_queue import Answer, Item
 from app.engine.lane_statistics import LaneStatistics
 from app.engine.turns import Turns
-from app.errors import BadInput, ServiceError, Unavailable
+from app.errors import BadInput, DeadlineExceeded, ServiceError, Unavailable
 
 # Priorities: smaller is sooner.
 NORMAL = 0
@@ -67,6 +67,16 @@ class Lane:
     def num_waiting_rows(self) -> int:
         """Rows that wait for their turn."""
         return self._turns.items.num_rows
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody waits for an answer."""
+        return not (self._unanswered or self._calls)
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether anything waits for the thread that its batches run on."""
+        return self._turns.home.has_waiting()
 
     @property
     def largest_batch(self) -> int:
@@ -144,16 +154,23 @@ class Lane:
         finally:
             self._notice_drained()
 
-    async def warm_up(self) -> None:
+    async def warm_up(self, within_s: float | None = None) -> None:
         """Run every batch size twice, so that what is set up once is, and the times are known.
 
-        For a lane that nobody uses yet: its statistics start anew afterwards.
+        For a lane that nobody uses yet: its statistics start anew afterwards. Whatever serves goes
+        first; after `within_s` seconds the larger sizes stay cold.
         """
-        for size in self._turns.policy.sizes.sizes:
-            rows = torch.zeros(size, *self._row_shape, dtype=self.options.dtype)
-            for _ in range(2):
-                if size <= self.largest_batch:
-                    await self.submit(rows)
+        deadline = None if within_s is None else time.monotonic() + within_s
+        with contextlib.suppress(DeadlineExceeded):
+            for size in self._turns.policy.sizes.sizes:
+                rows = torch.zeros(size, *self._row_shape, dtype=self.options.dtype)
+                for _ in range(2):
+                    if size <= self.largest_batch:
+                        await self.submit(rows, deadline, LOWEST)
+        self.forget_statistics()
+
+    def forget_statistics(self) -> None:
+        """Count anew."""
         self._turns.statistics = LaneStatistics()
 
     async def close(self, drain_s: float) -> None:

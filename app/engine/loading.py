@@ -96,10 +96,34 @@ def _execution(
     return execution
 
 
+def check_change(version: Version, logits: Tensor, golden: Tensor) -> None:
+    """Compare answers with what they were when `version` was published.
+
+    Args:
+        logits, golden: float32 `[n, classes]` on the CPU.
+
+    Raises:
+        LoadFailed: they differ by more than rounding does.
+    """
+    if logits.shape != golden.shape:
+        raise LoadFailed(
+            f"{version} answers shape {list(logits.shape)} to its golden inputs; "
+            f"when it was published it was {list(golden.shape)}"
+        )
+    largest = golden.abs().max().clamp_min(1e-6)
+    change = float(((logits - golden).abs().max() / largest).item())
+    if not change <= GOLDEN_TOLERANCE:  # NaN is no change that can be tolerated
+        raise LoadFailed(
+            f"{version} answers its golden inputs differently than when it was published: by "
+            f"{change:.2g} of the largest output, and {GOLDEN_TOLERANCE} is allowed"
+        )
+
+
 def _check_shape(
     version: Version, manifest: Manifest, network: nn.Module, device: torch.device
 ) -> None:
-    logits = _forward(network, torch.zeros((1, *manifest.preprocessing.input_shape)), device)
+    zeros = torch.zeros((1, *manifest.preprocessing.input_shape))
+    logits = _forward(version, network, zeros, device)
     if logits.shape != (1, len(manifest.labels)):
         raise LoadFailed(
             f"{version} answers shape {list(logits.shape)} to one input; "
@@ -110,21 +134,19 @@ def _check_shape(
 def _check_golden(
     version: Version, manifest: Manifest, network: nn.Module, golden: Golden, device: torch.device
 ) -> None:
-    largest = golden.outputs.abs().max().clamp_min(1e-6)
     until = time.monotonic() + GOLDEN_TIME_S
     for start in range(0, len(golden.inputs), GOLDEN_ROWS):
         rows = slice(start, start + GOLDEN_ROWS)
-        logits = _forward(network, manifest.preprocessing.finish(golden.inputs[rows]), device)
-        change = float(((logits - golden.outputs[rows]).abs().max() / largest).item())
-        if not change <= GOLDEN_TOLERANCE:  # NaN is no change that can be tolerated
-            raise LoadFailed(
-                f"{version} answers its golden inputs differently than when it was published: by "
-                f"{change:.2g} of the largest output, and {GOLDEN_TOLERANCE} is allowed"
-            )
+        batch = manifest.preprocessing.finish(golden.inputs[rows])
+        check_change(version, _forward(version, network, batch, device), golden.outputs[rows])
         if time.monotonic() > until:
             return
 
 
-def _forward(network: nn.Module, batch: Tensor, device: torch.device) -> Tensor:
-    output: Tensor = network(batch.to(device)).float().cpu()
+def _forward(version: Version, network: nn.Module, batch: Tensor, device: torch.device) -> Tensor:
+    try:
+        output: Tensor = network(batch.to(device)).float().cpu()
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+        # A network that does not fit what its manifest says of its inputs, or an operator's fault.
+        raise LoadFailed(f"{version} fails on an input: {' '.join(str(error).split())}") from error
     return output

@@ -80,6 +80,7 @@ class Predictor:
         self.memory_bytes = _memory_bytes(loaded)
         self.decode_time = Duration()
         self.encode_time = Duration()  # kept by whoever writes the answers
+        self.opened_at = time.time()
         self.answered_at = 0.0
         self._decoder = decoder
         # The lane must not know this object, or neither would ever be let go of.
@@ -122,6 +123,21 @@ class Predictor:
             answer.compute_ms,
             answer.batch_size,
         )
+
+    @property
+    def loaded_as(self) -> "Predictor":
+        """The predictor of the version itself; another object where requests are shadowed."""
+        return self
+
+    @property
+    def used_at(self) -> float:
+        """When it last answered, or became live; of `time.time`, in seconds."""
+        return max(self.answered_at, self.opened_at)
+
+    def forget_warm_up(self) -> None:
+        """Count anew: what was answered so far was nobody's request."""
+        self.lane.forget_statistics()
+        self.answered_at = 0.0
 
     @property
     def statistics(self) -> Statistics:

@@ -33,13 +33,15 @@ Fields = Mapping[bytes, bytes]
 class OriginPolicy:
     """Hosts besides loopback's, origins besides our own, limits of bodies, headers by path.
 
-    A host is a name, `*.` and a domain, or `*`. Of the path prefixes the longest decides.
+    A host is a name, `*.` and a domain, or `*`. Of the path prefixes the longest decides,
+    and before them the endings.
     """
 
     allowed_hosts: tuple[str, ...] = ()
     allowed_origins: tuple[str, ...] = ()
     max_body_bytes: int = 64 * 1024 * 1024
     max_body_bytes_by_prefix: Mapping[str, int] = field(default_factory=dict)
+    max_body_bytes_by_ending: Mapping[str, int] = field(default_factory=dict)
     headers_by_prefix: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
@@ -51,6 +53,7 @@ class OriginGuard:
         self._hosts = HostList((policy or OriginPolicy()).allowed_hosts)
         self._policy = policy = policy or OriginPolicy()
         self._origins = frozenset(origin.encode().lower() for origin in policy.allowed_origins)
+        self._body_endings = longest_first(policy.max_body_bytes_by_ending)
         self._body_prefixes = longest_first(policy.max_body_bytes_by_prefix)
         self._header_prefixes = longest_first(policy.headers_by_prefix)
         self._headers = {"": safe_headers({})} | {
@@ -130,6 +133,9 @@ class OriginGuard:
         return self._headers[""]
 
     def _max_body_bytes(self, path: str) -> int:
+        if path.endswith(self._body_endings):
+            ending = next(one for one in self._body_endings if path.endswith(one))
+            return self._policy.max_body_bytes_by_ending[ending]
         if path.startswith(self._body_prefixes):
             prefix = longest_prefix(path, self._body_prefixes)
             return self._policy.max_body_bytes_by_prefix[prefix]

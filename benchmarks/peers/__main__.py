@@ -142,7 +142,9 @@ def start_ours(stage: Stage, scenario: Scenario, settings: dict[str, str]) -> Co
     """Our server over a store that holds the network."""
     home = stage.folder / "home"
     scenario.publish(ModelStore(home / "models"))
-    launch = ours.server(f"{OURS} {scenario.name}", home, [scenario.model], settings)
+    launch = ours.server(
+        f"{OURS} {scenario.name}", home, [scenario.model], {**resnet_scenario.EAGER, **settings}
+    )
     return Contestant(OURS, stage.start(launch), scenario.send, scenario.read)
 
 

@@ -1,0 +1,175 @@
+"""Versions on their way to the device: each is loaded once, proven as it will serve, or refused.
+
+A version that failed is remembered with its reason, and not tried again for every request.
+"""
+
+import asyncio
+import logging
+import time
+import traceback
+import weakref
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+
+from app.engine.loading import LoadedVersion
+from app.engine.memory import Memory
+from app.engine.predictor import Predictor
+from app.errors import LoadFailed, ServiceError
+from models.checkpoint import CheckpointError
+from models.manifest import WEIGHTS
+from models.networks import NetworkError
+from models.store import Version
+
+log = logging.getLogger(__name__)
+
+FAILURE_KEPT_S: Final = 5.0
+LONGEST_KEPT_S: Final = 300.0
+MAX_FAILURES: Final = 1000
+NUM_THREADS: Final = 2
+WARM_UP_S: Final = 2.0
+"""How long a new version may try its batch sizes, while the device has nothing else to do."""
+PROOF_S: Final = 60.0
+Key = tuple[str, int]
+
+
+class NoRoom(LoadFailed):
+    """What is in use leaves no memory for it; that may change at any moment."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a version could not be loaded. A sentence: an exception would keep its tensors."""
+
+    reason: str
+    until: float
+    kept_s: float
+
+
+class Loads:
+    """Brings versions to the device; every method belongs to the event loop.
+
+    Args:
+        load: reads and checks a version; runs in a thread.
+        open_predictor: gives what was loaded its place in the batcher.
+        make_room: called with a version and its size in bytes before it is loaded.
+        memory: counts what is live and what is coming.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[Version], LoadedVersion],
+        open_predictor: Callable[[LoadedVersion], Predictor],
+        make_room: Callable[[Version, int], Awaitable[None]],
+        memory: Memory,
+    ) -> None:
+        self.load = load
+        self._open_predictor = open_predictor
+        self._make_room = make_room
+        self._memory = memory
+        # Weak: what nobody holds any more is gone, what somebody still holds need not be loaded.
+        self._loaded: weakref.WeakValueDictionary[Key, Predictor] = weakref.WeakValueDictionary()
+        self._running: dict[Key, asyncio.Task[Predictor]] = {}
+        self._failures: dict[Key, Failure] = {}
+        # Few, and computing with one thread each: a load must not take the device's processors.
+        self._threads = ThreadPoolExecutor(
+            NUM_THREADS, "load", initializer=torch.set_num_threads, initargs=(1,)
+        )
+
+    async def predictor(self, version: Version) -> Predictor:
+        """The predictor of `version`, loaded if nobody holds one; callers share one load.
+
+        Raises:
+            LoadFailed: it cannot be loaded, or could not a moment ago.
+        """
+        key = (version.name, version.number)
+        loaded = self._loaded.get(key)
+        if loaded is not None:
+            return loaded
+        failure = self._failures.get(key)
+        if failure is not None and time.monotonic() < failure.until:
+            raise LoadFailed(failure.reason)
+        task = self._running.get(key)
+        if task is None:
+            task = self._running[key] = asyncio.create_task(self._loading(version, key))
+            task.add_done_callback(lambda done: self._end(key, done))
+        # A caller who leaves does not stop the load that others wait for.
+        return await asyncio.shield(task)
+
+    def is_loading(self, key: Key) -> bool:
+        """Whether it is on its way."""
+        return key in self._running
+
+    def failure(self, key: Key) -> str | None:
+        """Why it could not be loaded, if that was its last try."""
+        failure = self._failures.get(key)
+        return failure.reason if failure else None
+
+    def forgive(self, name: str) -> None:
+        """Let the next caller try again what failed of `name`."""
+        self._failures = {key: one for key, one in self._failures.items() if key[0] != name}
+
+    def close(self) -> None:
+        """End the threads; what is being loaded is thrown away."""
+        for task in self._running.values():
+            task.cancel()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _loading(self, version: Version, key: Key) -> Predictor:
+        began = time.monotonic()
+        try:
+            predictor = await self._proven(version)
+        except (CheckpointError, NetworkError, ServiceError, OSError) as error:
+            longest_s = FAILURE_KEPT_S if isinstance(error, NoRoom) else LONGEST_KEPT_S
+            failure = self._remember(key, f"{version} cannot be loaded: {error}", longest_s)
+            # Its frames hold the network that is of no use.
+            traceback.clear_frames(error.__traceback__)
+            log.error("%s", failure.reason)
+            raise LoadFailed(failure.reason) from None
+        self._failures.pop(key, None)
+        self._loaded[key] = predictor
+        log.info("%s is live after %.0f ms", version, (time.monotonic() - began) * 1000)
+        return predictor
+
+    async def _proven(self, version: Version) -> Predictor:
+        """Loaded beside what serves, warmed up, and checked through the lane that will serve."""
+        loop = asyncio.get_running_loop()
+        size_bytes = await loop.run_in_executor(self._threads, _size_bytes, version)
+        await self._make_room(version, size_bytes)
+        with self._memory.coming(size_bytes):
+            loaded = await loop.run_in_executor(self._threads, self.load, version)
+            predictor = self._open_predictor(loaded)
+        self._memory.count(predictor)
+        await predictor.lane.warm_up(within_s=WARM_UP_S)
+        if loaded.reference.outputs is not None:
+            answer = await predictor.predict(
+                loaded.reference.inputs.cpu(), time.monotonic() + PROOF_S
+            )
+            _, fault = loaded.reference.fault(
+                lambda _: answer.logits, loaded.execution.form.precision
+            )
+            if fault:
+                raise LoadFailed(f"served, it {fault}")
+        predictor.forget_warm_up()
+        return predictor
+
+    def _remember(self, key: Key, reason: str, longest_s: float) -> Failure:
+        """Each further failure is kept twice as long, so that a damaged version costs little."""
+        before = self._failures.pop(key, None)
+        kept_s = FAILURE_KEPT_S if before is None else min(2 * before.kept_s, longest_s)
+        if len(self._failures) >= MAX_FAILURES:
+            self._failures.pop(next(iter(self._failures)))
+        failure = self._failures[key] = Failure(reason, time.monotonic() + kept_s, kept_s)
+        return failure
+
+    def _end(self, key: Key, task: "asyncio.Task[Predictor]") -> None:
+        del self._running[key]
+        if not task.cancelled():
+            task.exception()  # told to whoever asked, if anybody still waits
+
+
+def _size_bytes(version: Version) -> int:
+    return (version.folder / WEIGHTS).stat().st_size

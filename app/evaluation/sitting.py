@@ -1,0 +1,297 @@
+"""One evaluation, from the samples to what was found; it belongs to the thread that runs it.
+
+Threads read samples ahead, and every batch is a request to the live predictor at the lowest
+priority, two of them at any moment, so that the device never waits and no predict waits for more
+than one of them. While others are asking, these batches are short.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Final
+
+import torch
+
+from app.engine.predictor import Prediction, Predictor
+from app.evaluation.answer import Evaluation, Speed, thumbnails_of
+from app.evaluation.asking import Asking
+from app.evaluation.question import Question
+from app.evaluation.reader import Piece, Reader, joined
+from models.seen import read_seen
+from training.config import DataConfig
+from training.datasets import measured_on, split_source
+from training.measure import as_trained, whole
+from training.progress import Progress
+from training.source import Part
+from training.trial import Answered, ClassesUnknown, Contender, Findings, Trial, run_trial
+
+IN_FLIGHT: Final = 2
+"""Requests given to the predictor: one computes, the next one waits behind it."""
+PIECE_S: Final = 0.01
+"""About so long a thread reads before it hands over, so that whoever decodes a picture gets one."""
+GENTLE_MS: Final = 1.5
+"""So long may a batch compute while others are asking; a single row may take longer."""
+ITEM_BATCHES: Final = 4
+"""So many batches are asked for at once where nobody else asks; whoever comes goes between them."""
+MAX_REST_S: Final = 0.05
+COUNTED_ROWS, COUNTED_S = 128, 0.5
+MAX_FAULTS_LISTED: Final = 20
+MAX_TIMED: Final = 128
+NUM_ALONE: Final = 15
+ALONE_S: Final = 2.0
+
+
+class Sitting:
+    """One evaluation; it belongs to the thread that runs it."""
+
+    def __init__(
+        self,
+        question: Question,
+        predictors: Sequence[Predictor],
+        asking: Asking,
+        num_threads: int,
+        watch: Callable[[Progress], None],
+    ) -> None:
+        self._question, self._predictors, self._asking = question, predictors, asking
+        self._num_threads, self._watch = num_threads, watch
+        # Versions with the same preprocessing share what was read.
+        self._preprocessings = list(
+            {
+                one.manifest.preprocessing.model_dump_json(): one.manifest.preprocessing
+                for one in predictors
+            }.values()
+        )
+        self._input_of = [
+            self._preprocessings.index(one.manifest.preprocessing) for one in predictors
+        ]
+        self._temperatures = tuple(one.manifest.temperature or 1.0 for one in predictors)
+        self._unreadable: list[str] = []
+        self._num_unreadable = 0
+        self._batches: list[list[tuple[float, int]]] = [[] for _ in predictors]
+        self._last: Piece | None = None
+        self._last_ms = 0.0
+
+    def run(self) -> Evaluation:
+        """Read, ask, count, and say what was found."""
+        began = time.perf_counter()
+        source = split_source(self._config())
+        name = self._question.part or measured_on(source.parts)
+        if name not in source.parts:
+            there = ", ".join(source.parts)
+            raise ClassesUnknown(f"{self._question.shown_as} has no part {name!r}; it has {there}")
+        part, leave_out = source.parts[name], self._question.leave_out_seen
+        trial = Trial(
+            [self._contender(one) for one in self._predictors],
+            source.classes,
+            leave_out_seen=len(self._predictors) > 1 if leave_out is None else leave_out,
+        )
+        with ThreadPoolExecutor(self._num_threads, thread_name_prefix="evaluate-read") as threads:
+            findings = self._drive(trial, part, threads)
+            seconds = time.perf_counter() - began
+            listed = _listed(findings)
+            shown = part.samples.prepared(self._preprocessings[0])
+            return Evaluation(
+                models=tuple((one.name, one.version) for one in self._predictors),
+                labels=tuple(one.labels for one in self._predictors),
+                temperatures=self._temperatures,
+                dataset=self._question.shown_as,
+                part=name,
+                findings=findings,
+                speeds=tuple(
+                    self._speed(place, findings.num_offered / seconds)
+                    for place in range(len(self._predictors))
+                ),
+                names={index: part.samples.name(index) for index in listed},
+                thumbnails=thumbnails_of(shown, listed, self._preprocessings[0]),
+                unreadable=tuple(self._unreadable),
+                num_unreadable=self._num_unreadable,
+                seconds=seconds,
+            )
+
+    def _config(self) -> DataConfig:
+        from training.builtin import NAMES
+
+        question, manifest = self._question, self._predictors[0].manifest
+        if question.dataset in NAMES:
+            return as_trained(manifest, question.dataset, data_root=question.data_root)
+        return whole(question.dataset)
+
+    def _contender(self, predictor: Predictor) -> Contender:
+        name = f"{predictor.name}:{predictor.version}"
+        folder = self._asking.folder_of(predictor)
+        return Contender(name, predictor.labels, read_seen(folder, predictor.manifest.files))
+
+    def _drive(self, trial: Trial, part: Part, threads: ThreadPoolExecutor) -> Findings:
+        reader = Reader(part, self._preprocessings, trial.needs_digests)
+        items = self._items(trial, self._pieces(reader, len(part), threads))
+        batches = _gathered(self._answered(items))
+        loop = run_trial(trial, batches, len(part), self._question.top_k)
+        try:
+            while True:
+                progress = next(loop)
+                self._asking.check()
+                self._watch(progress)
+        except StopIteration as stop:
+            findings: Findings = stop.value
+            return findings
+        finally:
+            loop.close()
+
+    def _pieces(
+        self, reader: "Reader", num_samples: int, threads: ThreadPoolExecutor
+    ) -> Iterator[Piece]:
+        """Everything in turn, read ahead by threads in pieces of about the same time."""
+        ahead: deque[Future[Piece]] = deque()
+        begun, rows = 0, 1
+        try:
+            while ahead or begun < num_samples:
+                room = self._num_threads + 1 if self._asking.is_quiet else 1
+                while begun < num_samples and len(ahead) < room:
+                    chosen = range(begun, min(begun + rows, num_samples))
+                    ahead.append(threads.submit(reader.read, chosen))
+                    begun = chosen.stop
+                piece = ahead.popleft().result()
+                self._asking.check()
+                if len(piece.indices):
+                    # Not more than doubled: the first picture also loads the codecs.
+                    row_s = piece.seconds / len(piece.indices)
+                    rows = max(1, min(int(PIECE_S / max(row_s, 1e-9)), 2 * rows, reader.max_rows))
+                yield piece
+        finally:
+            for one in ahead:
+                one.cancel()
+
+    def _items(self, trial: Trial, pieces: Iterator[Piece]) -> Iterator[Piece]:
+        """What is evidence, in as many rows as a batch should have now."""
+        held: list[Piece] = []
+        num_held = 0
+        for piece in pieces:
+            self._note(piece.faults)
+            admitted = trial.admit(piece.digests, len(piece.indices))
+            if bool(admitted.any()):
+                held.append(piece if bool(admitted.all()) else piece.rows(admitted))
+                num_held += len(held[-1].indices)
+            wanted = self._batch_rows()
+            while num_held >= wanted:
+                rest = joined(held)
+                yield rest.rows(slice(0, wanted))
+                held, num_held = [rest.rows(slice(wanted, None))], num_held - wanted
+                wanted = self._batch_rows()
+        while num_held > 0:
+            rest, wanted = joined(held), self._batch_rows()
+            yield rest.rows(slice(0, wanted))
+            held, num_held = [rest.rows(slice(wanted, None))], num_held - wanted
+
+    def _batch_rows(self) -> int:
+        """As many as fit a few batches; while others ask, as many as compute in a moment."""
+        lanes = [one.lane for one in self._predictors]
+        largest = min(lane.largest_batch for lane in lanes)
+        if self._asking.is_quiet:
+            return ITEM_BATCHES * largest
+        rows = largest
+        while rows > 1 and max(lane.expected_ms(rows) for lane in lanes) > GENTLE_MS:
+            rows //= 2
+        return rows
+
+    def _answered(self, items: Iterator[Piece]) -> Iterator[Answered]:
+        """Every item with its answers, two of them on the way at any moment."""
+        asked: deque[tuple[Piece, list[Future[Prediction]]]] = deque()
+        try:
+            for item in items:
+                asked.append((item, self._ask(item)))
+                while len(asked) >= (IN_FLIGHT if self._asking.is_quiet else 1):
+                    yield self._answer(*asked.popleft())
+                    self._rest()
+            while asked:
+                yield self._answer(*asked.popleft())
+        finally:
+            for _, futures in asked:
+                for future in futures:
+                    future.cancel()
+
+    def _rest(self) -> None:
+        """While others ask, leave them the device for as long as the last batch had it."""
+        if not self._asking.is_quiet:
+            time.sleep(min(MAX_REST_S, self._last_ms / 1000))
+
+    def _ask(self, item: Piece) -> "list[Future[Prediction]]":
+        self._last = item
+        return [
+            self._asking.ask(predictor, item.inputs[place])
+            for predictor, place in zip(self._predictors, self._input_of, strict=True)
+        ]
+
+    def _answer(self, item: Piece, futures: "list[Future[Prediction]]") -> Answered:
+        logits = []
+        for place, future in enumerate(futures):
+            prediction = self._asking.wait(future)
+            self._last_ms = prediction.compute_ms
+            if len(self._batches[place]) < MAX_TIMED:
+                self._batches[place].append((prediction.compute_ms, len(item.indices)))
+            temperature = self._temperatures[place]
+            scaled = prediction.logits if temperature == 1.0 else prediction.logits / temperature
+            logits.append(scaled)
+        return Answered(item.indices, item.targets, tuple(logits))
+
+    def _speed(self, place: int, samples_per_second: float) -> Speed:
+        """With a few inputs more, each alone."""
+        alone = sorted(self._alone_ms(place))
+        batches = sorted(self._batches[place])
+        batch_ms, batch_rows = batches[len(batches) // 2] if batches else (0.0, 0)
+        return Speed(
+            samples_per_second=round(samples_per_second, 3),
+            alone_p50_ms=round(alone[len(alone) // 2], 3),
+            alone_p90_ms=round(alone[len(alone) * 9 // 10], 3),
+            batch_rows=batch_rows,
+            batch_ms=round(batch_ms, 3),
+        )
+
+    def _alone_ms(self, place: int) -> list[float]:
+        assert self._last is not None  # something was counted
+        row = self._last.inputs[self._input_of[place]][:1]
+        until = time.monotonic() + ALONE_S
+        found: list[float] = []
+        while len(found) < NUM_ALONE and (not found or time.monotonic() < until):
+            asked = self._asking.ask(self._predictors[place], row)
+            found.append(self._asking.wait(asked).compute_ms)
+        return found
+
+    def _note(self, faults: Sequence[str]) -> None:
+        self._num_unreadable += len(faults)
+        self._unreadable += faults[: MAX_FAULTS_LISTED - len(self._unreadable)]
+
+
+def _gathered(answers: Iterator[Answered]) -> Iterator[Answered]:
+    """The same in larger batches: what counting costs is a price for each, and others pay it too.
+
+    No answer waits for long, so that progress is seen.
+    """
+    held: list[Answered] = []
+    since = time.monotonic()
+    for one in answers:
+        held.append(one)
+        if sum(len(each.targets) for each in held) >= COUNTED_ROWS or (
+            time.monotonic() - since > COUNTED_S
+        ):
+            yield _one_of(held)
+            held, since = [], time.monotonic()
+    if held:
+        yield _one_of(held)
+
+
+def _one_of(answers: Sequence[Answered]) -> Answered:
+    return Answered(
+        torch.cat([one.indices for one in answers]),
+        torch.cat([one.targets for one in answers]),
+        tuple(torch.cat(each) for each in zip(*(one.logits for one in answers), strict=True)),
+    )
+
+
+def _listed(findings: Findings) -> list[int]:
+    """Samples that are named in the answer."""
+    pair = findings.comparison
+    indices = [one.index for one in findings.mistakes]
+    if pair is not None:
+        indices += [one.index for one in (*pair.gained, *pair.lost)]
+    return sorted(set(indices))

@@ -1,0 +1,260 @@
+"""Carries out evaluations and promotions in this server, one at a time, oldest first.
+
+Each is a row of the job store: created here or by another process, claimed by the server that is
+free. Whoever created one may wait for its end, and gets the exception where it fails.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, Final
+
+from app.errors import BadInput, Draining, NoSuchEvaluation, ServiceError, refusal_of
+from app.evaluation.answer import Evaluation
+from app.evaluation.documents import Documents
+from app.evaluation.evaluator import Evaluator
+from app.evaluation.question import Question
+from app.evaluation.rule import Rule
+from app.jobs.job import Job, JobError, Kind, NewJob, StaleWorker
+from app.jobs.store import JobStore
+from app.promotion import Promotion, Proposal, promote
+from models.store import ModelStore
+from training.faults import DatasetError
+from training.progress import Progress
+from training.report import ReportError
+from training.trial import ClassesUnknown, NoEvidence
+
+log = logging.getLogger(__name__)
+
+KINDS: Final = (Kind.EVALUATION, Kind.PROMOTION)
+LOOK_S: Final = 2.0
+"""How often the store is looked at for work that other processes left there."""
+
+
+class Examiner:
+    """The owner of one server's evaluations.
+
+    Args:
+        jobs: where they are rows.
+        documents: where what they found is kept.
+        evaluator: of this server.
+        store: whose aliases move.
+        timeout_s: no evaluation takes longer.
+    """
+
+    def __init__(
+        self,
+        jobs: JobStore,
+        documents: Documents,
+        evaluator: Evaluator,
+        store: ModelStore,
+        timeout_s: float,
+    ) -> None:
+        self.jobs, self.documents = jobs, documents
+        self._evaluator, self._store, self._timeout_s = evaluator, store, timeout_s
+        self._worker = f"{socket.gethostname()}-{os.getpid()}-examiner"
+        self._something = asyncio.Event()
+        self._endings: dict[str, asyncio.Future[None]] = {}
+        self._running: tuple[str, asyncio.Task[Mapping[str, Any]]] | None = None
+        self._loop: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to work."""
+        self._loop = asyncio.create_task(self._work(), name="evaluations")
+
+    async def stop(self) -> None:
+        """Give back what is running: it is queued again, and another server may take it."""
+        if self._loop is not None:
+            self._loop.cancel()
+            await asyncio.gather(self._loop, return_exceptions=True)
+        for ending in self._endings.values():
+            if not ending.done():
+                ending.set_exception(Draining("the service is stopping"))
+                ending.exception()
+
+    async def create(self, new: NewJob, wait_s: float) -> Job:
+        """Queue `new`, and wait for its end for at most `wait_s` seconds.
+
+        Returns:
+            The job as it stands then.
+
+        Raises:
+            Whatever it failed with, if it failed in this time.
+        """
+        job = await asyncio.to_thread(self.jobs.create, new)
+        ending = self._endings.setdefault(job.id, asyncio.get_running_loop().create_future())
+        self._something.set()
+        # Read again: it may have been claimed, and done, before anybody waited for its end.
+        job = await asyncio.to_thread(self.jobs.get, job.id)
+        if job.is_final or wait_s <= 0:
+            self._endings.pop(job.id, None)
+            return job
+        try:
+            async with asyncio.timeout(wait_s):
+                await asyncio.shield(ending)
+        except TimeoutError:
+            pass
+        finally:
+            self._endings.pop(job.id, None)
+        return await asyncio.to_thread(self.jobs.get, job.id)
+
+    async def cancel(self, job_id: str, by: str) -> Job:
+        """End it, wherever it is; raises as `JobStore.cancel`."""
+        job = await asyncio.to_thread(self.jobs.cancel, job_id, by=by)
+        if self._running is not None and self._running[0] == job_id:
+            self._running[1].cancel()
+        return job
+
+    async def read(self, job_id: str) -> dict[str, Any]:
+        """What it found.
+
+        Raises:
+            NoSuchEvaluation: it is not finished, or was deleted.
+        """
+        found = await asyncio.to_thread(self.documents.read, job_id)
+        if found is None:
+            raise NoSuchEvaluation(f"{job_id} has no report: it has not succeeded, or is deleted")
+        return found
+
+    async def _work(self) -> None:
+        while True:
+            try:
+                job = await asyncio.to_thread(self._claim)
+            except ServiceError as error:
+                log.error("evaluations wait: %s", error)
+                job = None
+            if job is not None:
+                await self._carry_out(job)
+                continue
+            self._something.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_S):
+                    await self._something.wait()
+
+    def _claim(self) -> Job | None:
+        return self.jobs.claim(KINDS, self._worker)
+
+    async def _carry_out(self, job: Job) -> None:
+        """The edge of a job: whatever it raises is written down, and told to who waits."""
+        progress: dict[str, Any] = {}
+        task = asyncio.create_task(self._result(job, progress))
+        self._running = job.id, task
+        heart = asyncio.create_task(self._beat(job, progress, task))
+        error: BaseException | None = None
+        try:
+            result = await task
+            await asyncio.to_thread(self.jobs.succeed, job, result)
+        except asyncio.CancelledError:
+            if asyncio.current_task() is not None and asyncio.current_task().cancelling():  # type: ignore[union-attr]
+                with contextlib.suppress(Exception):
+                    self.jobs.release(job, "its server stopped", is_blamed=False)
+                raise
+            error = BadInput(f"{job.id} was cancelled")
+        except StaleWorker:
+            error = BadInput(f"{job.id} was cancelled")
+        except Exception as failure:
+            error = failure
+            await self._fail(job, failure)
+        finally:
+            heart.cancel()
+            task.cancel()
+            self._running = None
+        self._end(job, error)
+
+    async def _fail(self, job: Job, failure: Exception) -> None:
+        told = refusal_of(failure)
+        if told.status == 500:
+            log.error("%s failed", job.id, exc_info=failure)
+        error = JobError(told.code, told.message, told.param)
+        try:
+            await asyncio.to_thread(self.jobs.fail, job, error)
+        except (StaleWorker, ServiceError) as late:
+            log.warning("%s ended, and this could not be written down: %s", job.id, late)
+
+    def _end(self, job: Job, error: BaseException | None) -> None:
+        ending = self._endings.get(job.id)
+        if ending is None or ending.done():
+            return
+        if error is None:
+            ending.set_result(None)
+        else:
+            ending.set_exception(error)
+            ending.exception()  # who waited may have gone
+
+    async def _beat(self, job: Job, progress: Mapping[str, Any], task: "asyncio.Task[Any]") -> None:
+        """Keep the lease, tell how far it is, and notice that somebody cancelled it elsewhere."""
+        while True:
+            await asyncio.sleep(min(1.0, self.jobs.lease_s / 3))
+            try:
+                await asyncio.to_thread(self.jobs.heartbeat, job, dict(progress))
+            except StaleWorker:
+                task.cancel()
+                return
+            except ServiceError as error:
+                log.warning("no heartbeat of %s: %s", job.id, error)
+
+    async def _result(self, job: Job, progress: dict[str, Any]) -> Mapping[str, Any]:
+        def watch(step: Progress) -> None:
+            progress.update(
+                done=step.step,
+                total=step.num_steps,
+                accuracy=step.accuracy,
+                seconds_left=step.seconds_left,
+            )
+
+        question = question_of(job.options["question"])
+        deadline = time.monotonic() + self._timeout_s
+        try:
+            if job.kind is Kind.EVALUATION:
+                evaluation = await self._evaluator.evaluate(question, deadline, watch)
+                promotion = None
+            else:
+                proposal = self._proposal(job, question)
+                promotion = await promote(proposal, self._evaluator, self._store, deadline, watch)
+                evaluation_or_none = promotion.evaluation
+                if evaluation_or_none is None:
+                    return {"promotion": promotion.to_json()}
+                evaluation = evaluation_or_none
+        except (ClassesUnknown, NoEvidence, DatasetError, ReportError) as error:
+            raise BadInput(str(error)) from error
+        return await asyncio.to_thread(self._keep, job, evaluation, promotion)
+
+    def _proposal(self, job: Job, question: Question) -> Proposal:
+        asked = job.options["proposal"]
+        return Proposal(
+            name=asked["name"],
+            alias=asked["alias"],
+            version=asked["version"],
+            rule=Rule.model_validate(asked["rule"]),
+            question=question,
+            by=job.by,
+            source=job.id,
+        )
+
+    def _keep(
+        self, job: Job, evaluation: Evaluation, promotion: Promotion | None
+    ) -> Mapping[str, Any]:
+        """Write what was found; the row gets its figures."""
+        told = None if promotion is None else promotion.to_json()
+        self.documents.write(job.id, {**evaluation.to_json(), "promotion": told})
+        return {
+            "figures": evaluation.report.figures(),
+            "models": [f"{name}:{version}" for name, version in evaluation.models],
+            "promotion": told,
+        }
+
+
+def options_of(question: Question, proposal: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What a job's row holds of what is to be done."""
+    options: dict[str, Any] = {"question": {**asdict(question), "top_k": list(question.top_k)}}
+    return options if proposal is None else {**options, "proposal": dict(proposal)}
+
+
+def question_of(options: Mapping[str, Any]) -> Question:
+    """The question that `options_of` wrote down."""
+    return Question(**{**options, "top_k": tuple(options["top_k"])})

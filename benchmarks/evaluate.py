@@ -1,0 +1,263 @@
+"""`python -m benchmarks.evaluate`: evaluation through the serving path against a bare loop.
+
+The bare loop decodes, computes and counts in one process, one batch after another. The evaluation
+does the same through the predictor's queue, reading ahead. Both alternate, round by round, and a
+ratio is the median of the rounds' own. The last parts look at memory on two sizes of one dataset,
+and at the waiting time of predicts while an evaluation runs.
+"""
+
+import argparse
+import asyncio
+import os
+import random
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from app.evaluation.evaluator import Evaluator
+from app.evaluation.question import Question
+from app.main import Engine, build_engine
+from app.settings import Settings
+from models import checkpoint, networks
+from models.manifest import Manifest, NetworkSpec
+from models.preprocessing import Preprocessing
+from models.store import ModelStore, Version
+from training.config import DataConfig
+from training.datasets import measured_on, split_source
+from training.evaluate import evaluate
+from training.feed import in_batches
+from training.measure import as_trained, whole
+from training.progress import drive
+from training.report import Report
+from training.source import Part
+from training.trial import positions
+
+GOAL: Final = 0.9
+P99_GOAL: Final = 1.5
+BATCH: Final = 32  # the largest that the server gives its device
+PATIENCE_S: Final = 600.0
+
+
+def main() -> None:
+    """Measure, and print what was found."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", choices=["memory", "mnist", "photographs", "waiting"])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=10.0, help="of predicts, each way")
+    arguments = parser.parse_args()
+    data = Path(os.environ.get("PYTORCHLIB_TEST_DATA", "../shared/data")).resolve()
+    with tempfile.TemporaryDirectory() as folder:
+        asyncio.run(_all(ModelStore(Path(folder) / "models"), data, arguments))
+
+
+async def _all(store: ModelStore, data: Path, arguments: argparse.Namespace) -> None:
+    mnist, photographs = publish_cnn(store), publish_mobilenet(store, data / "weights")
+    digits = Question(str(mnist), "mnist", "mnist", part="test", data_root=str(data))
+    insects = Question(
+        str(photographs), str(data / "hymenoptera"), "hymenoptera", part="train", top_k=(1,)
+    )
+    async with started(store) as engine:
+        only = arguments.only
+        if only in (None, "memory"):
+            few, many = await memory(engine)
+            print(f"peak memory after 500 pictures {few:.0f} MiB, after 5,000 {many:.0f} MiB")
+        for name, question in (("mnist", digits), ("photographs", insects)):
+            if only in (None, name):
+                ratios = await throughput(engine, question, arguments.rounds)
+                print(f"{name}: {_told(ratios)} of the bare loop, goal {GOAL}")
+        if only in (None, "waiting"):
+            quiet, busy = await waiting(engine, digits, arguments.seconds)
+            print(f"predict's p99: {quiet:.2f} ms alone, {busy:.2f} ms while evaluating:")
+            print(f"  {busy / quiet:.2f} times, goal {P99_GOAL}")
+
+
+@asynccontextmanager
+async def started(store: ModelStore) -> AsyncIterator[Engine]:
+    """The engine of a server over `store`."""
+    engine = build_engine(Settings(home=store.folder.parent, device="cpu"))
+    engine.batcher.start()
+    try:
+        yield engine
+    finally:
+        await engine.batcher.stop(1)
+        engine.decoder.close()
+
+
+async def throughput(engine: Engine, question: Question, rounds: int) -> list[float]:
+    """Ratio of samples a second, evaluation to bare loop, one a round."""
+    predictor = await engine.live.get(*question.model.split(":"))
+    version = engine.store.version(predictor.name, predictor.version)
+    ratios = []
+    for _ in range(rounds):
+        seconds: dict[str, float] = {}
+        contestants: dict[str, Callable[[], Any]] = {
+            "bare": lambda: asyncio.to_thread(bare_loop, version, question),
+            "served": lambda: Evaluator(engine.live, _threads()).evaluate(
+                question, time.monotonic() + PATIENCE_S
+            ),
+        }
+        reports: dict[str, Report] = {}
+        for name in random.sample(sorted(contestants), 2):
+            began = time.perf_counter()
+            found = await contestants[name]()
+            seconds[name] = time.perf_counter() - began if name == "bare" else found.seconds
+            reports[name] = found if name == "bare" else found.report
+        assert reports["bare"].confusion == reports["served"].confusion
+        ratios.append(seconds["bare"] / seconds["served"])
+        print(
+            f"  {question.shown_as}: bare {seconds['bare']:.2f} s, served {seconds['served']:.2f}"
+        )
+    return ratios
+
+
+def bare_loop(version: Version, question: Question) -> Report:
+    """The least code that gives the same report: read, compute, count, in turn."""
+    torch.set_num_threads(_threads())
+    loaded = checkpoint.load(version.folder)
+    part, classes = opened(question, loaded.manifest)
+    labels = loaded.manifest.labels
+    part = Part(part.samples, positions(classes, labels)[part.targets])
+    batches = in_batches(part, loaded.manifest.preprocessing.finish, BATCH)
+    with torch.inference_mode():
+        report = drive(evaluate(lambda inputs: loaded.network(inputs), batches, labels))
+    torch.set_num_threads(1)
+    return report
+
+
+def opened(question: Question, manifest: Manifest) -> tuple[Part, tuple[str, ...]]:
+    """The part that is evaluated, ready to be read, and the dataset's classes."""
+    config: DataConfig = (
+        as_trained(manifest, question.dataset, data_root=question.data_root)
+        if question.dataset == "mnist"
+        else whole(question.dataset)
+    )
+    source = split_source(config)
+    part = source.parts[question.part or measured_on(source.parts)]
+    return Part(part.samples.prepared(manifest.preprocessing), part.targets), source.classes
+
+
+async def memory(engine: Engine) -> list[float]:
+    """Peak of this process after a folder of 500 pictures, and after one of 5,000."""
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        for num in (500, 5000):
+            question = Question("mnist:1", str(pictures(Path(folder) / str(num), num)), "noise")
+            await Evaluator(engine.live, 2).evaluate(question, time.monotonic() + PATIENCE_S)
+            found.append(_peak_mib())
+    return found
+
+
+async def waiting(engine: Engine, question: Question, seconds: float) -> tuple[float, float]:
+    """The 99th percentile of single predicts in milliseconds: alone, and beside evaluations."""
+    predictor = await engine.live.get(*question.model.split(":"))
+    row = torch.rand(1, *predictor.input_shape)
+
+    async def p99() -> float:
+        times, until = [], time.monotonic() + seconds
+        while time.monotonic() < until:
+            began = time.perf_counter()
+            await predictor.predict(row, time.monotonic() + 30)
+            times.append(1000 * (time.perf_counter() - began))
+            await asyncio.sleep(random.expovariate(1 / 0.005))
+        return statistics.quantiles(times, n=100)[98]
+
+    async def go_on() -> None:
+        while True:
+            await Evaluator(engine.live, 2).evaluate(question, time.monotonic() + PATIENCE_S)
+
+    await p99()
+    quiet = await p99()
+    beside = asyncio.create_task(go_on())
+    await asyncio.sleep(1)
+    busy = await p99()
+    beside.cancel()
+    await asyncio.gather(beside, return_exceptions=True)
+    return quiet, busy
+
+
+def publish_cnn(store: ModelStore) -> Version:
+    """A small network for MNIST, with random weights: its speed is that of a trained one."""
+    options = {"channels": 1, "size": 28, "num_classes": 10}
+    steps = [
+        {"step": "decode"},
+        {"step": "orient"},
+        {"step": "color", "mode": "L"},
+        {"step": "resize", "size": [28, 28]},
+        {"step": "scale"},
+        {"step": "normalize", "mean": [0.13], "std": [0.31]},
+    ]
+    return _published(store, "mnist", "cnn", options, steps, tuple("0123456789"), {})
+
+
+def publish_mobilenet(store: ModelStore, weights: Path) -> Version:
+    """mobilenet_v2 with a new head for two classes."""
+    name = "torchvision/mobilenet_v2"
+    state = torch.load(weights / "mobilenet_v2.pth", weights_only=True)
+    kept = {key: value for key, value in state.items() if not key.startswith("classifier")}
+    steps = [
+        {"step": "decode"},
+        {"step": "orient"},
+        {"step": "color", "mode": "RGB"},
+        {"step": "resize", "size": 256},
+        {"step": "crop", "size": [224, 224]},
+        {"step": "scale"},
+        {"step": "normalize", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
+    ]
+    return _published(store, "insects", name, {"num_classes": 2}, steps, ("ants", "bees"), kept)
+
+
+def _published(
+    store: ModelStore,
+    name: str,
+    network: str,
+    options: dict[str, Any],
+    steps: list[dict[str, Any]],
+    labels: tuple[str, ...],
+    state: dict[str, Any],
+) -> Version:
+    torch.manual_seed(0)
+    built = networks.build(network, options).eval()
+    built.load_state_dict(state, strict=False)
+    manifest = Manifest(
+        network=NetworkSpec(name=network, options=options),
+        preprocessing=Preprocessing.model_validate({"steps": steps}),
+        labels=labels,
+    )
+    return store.publish(name, lambda folder: checkpoint.save(folder, built, manifest))
+
+
+def pictures(folder: Path, num: int) -> Path:
+    """A folder of small pictures of noise, a sub-folder a class."""
+    import numpy as np
+    from PIL import Image
+
+    generator = np.random.default_rng(0)
+    for label in range(10):
+        (folder / str(label)).mkdir(parents=True)
+    for index in range(num):
+        pixels = generator.integers(0, 256, (28, 28), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / str(index % 10) / f"{index}.png")
+    return folder
+
+
+def _threads() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _told(ratios: list[float]) -> str:
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,17 @@
+"""The swap benchmark in short: a real server, real load, a publisher in another process."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.swap import measure
+
+
+@pytest.mark.slow
+def test_swaps_under_load_fail_nobody_and_answer_as_they_say(tmp_path: Path) -> None:
+    outcome = measure(tmp_path, num_swaps=30, pace_s=0.5, steady_s=2.0, rate_per_s=100)
+    assert (outcome.num_failed, outcome.num_wrong, outcome.num_unseen) == (0, 0, 0)
+    assert outcome.num_swaps >= 10
+    assert outcome.num_refused >= 1
+    assert outcome.num_versions >= outcome.num_swaps - outcome.num_refused
+    assert outcome.memory_growth < 0.1  # 2 % is for the thousand swaps of the benchmark
