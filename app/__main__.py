@@ -87,10 +87,11 @@ def serve(
 
 @commands.command("worker")
 @with_settings
-def worker(settings: Settings) -> None:
+def worker(flags: dict[str, Any]) -> None:
     """Run jobs until Ctrl-C or SIGTERM, and answer no requests."""
     from app.jobs.worker import work
 
+    settings = read_settings(flags)
     configure_logging(settings)
     sys.path.append(str(Path.cwd()))
     work(settings)

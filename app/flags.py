@@ -1,7 +1,7 @@
 """The settings as options of the command line, and how a bad one is told."""
 
 from collections.abc import Callable
-from typing import Any, get_args
+from typing import Any, Concatenate, ParamSpec, get_args
 
 from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
@@ -9,12 +9,16 @@ from pydantic.fields import FieldInfo
 from app.settings import Settings
 from training.options import with_fields
 
+Own = ParamSpec("Own")
+
 
 class BadSetting(Exception):
     """A flag, a variable or a line of `.env` has a value that the setting does not take."""
 
 
-def with_settings(command: Callable[..., None]) -> Callable[..., None]:
+def with_settings(
+    command: Callable[Concatenate[dict[str, Any], Own], None],
+) -> Callable[..., None]:
     """Let typer call `command(flags, **own)`; each setting is a flag, and `flags` those given."""
     secrets = [name for name, field in Settings.model_fields.items() if is_secret(field)]
     return with_fields(command, Settings, flag_of=flag_of, variable_of=variable_of, without=secrets)
