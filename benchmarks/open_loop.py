@@ -147,7 +147,8 @@ class OpenLoop:
         sweeper = loop.create_task(self._sweep())
         try:
             longest_s = self._offsets[-1] + self._plan.timeout_s + 5.0
-            await asyncio.wait_for(self._finished.wait(), longest_s)
+            async with asyncio.timeout(longest_s):
+                await self._finished.wait()
         finally:
             gc.enable()
             sweeper.cancel()

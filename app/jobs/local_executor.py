@@ -101,7 +101,8 @@ class Child:
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._process.wait(), ENDING_S)
+            async with asyncio.timeout(ENDING_S):
+                await self._process.wait()
 
     def memory_bytes(self) -> int:
         """Memory that it and its own children hold; 0 once it is gone."""

@@ -106,7 +106,10 @@ class Runner:
                 while True:
                     await self._look()
                     with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(self._nudged.wait(), POLL_S)
+                        # Not `wait_for`, which before Python 3.12 forgets a cancellation that
+                        # comes together with what it waits for.
+                        async with asyncio.timeout(POLL_S):
+                            await self._nudged.wait()
                     self._nudged.clear()
             finally:
                 if not self._tasks:
@@ -248,7 +251,8 @@ class Attempt:
                 await child.kill()
                 return
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._nudged.wait(), interval_s)
+                async with asyncio.timeout(interval_s):
+                    await self._nudged.wait()
             self._nudged.clear()
 
     async def _beat_once(self, child: Child) -> None:
