@@ -7,7 +7,9 @@ import pytest
 from starlette.testclient import TestClient
 from test_dataset_api import ZIP, picture, two_classes, zipped
 
-from app.jobs.job import EventType, Job, Kind, NewEvent
+from app.auth.store import KeyStore
+from app.jobs.job import EventType, Job, Kind, NewEvent, StaleWorker
+from app.jobs.runner import promotion_of
 from app.jobs.store import JobStore
 from app.main import create_app
 from app.settings import Settings
@@ -225,3 +227,38 @@ def test_files_are_datasets(client: TestClient) -> None:
     assert client.get(f"/v1/datasets/{file['id']}").status_code == 200
     assert client.delete(f"/v1/files/{file['id']}").json()["deleted"]
     assert client.get(f"/v1/files/{file['id']}").status_code == 404
+
+
+def test_an_alias_is_not_moved_by_a_key_that_only_tunes(
+    client: TestClient, dataset: str, store: ModelStore
+) -> None:
+    keys = KeyStore(store.folder.parent)
+    tokens = [keys.create("tunes", ("finetune",))[1]]
+    tokens.append(keys.create("moves", ("finetune", "models:activate"))[1])
+    client.app.state.gate._keys.look()  # type: ignore[attr-defined]
+    body = {"model": "digits", "training_file": dataset}
+    wanted = {**body, "promote": {"rule": {"threshold": 0.5}}}
+    headers = [{"Authorization": f"Bearer {token}"} for token in tokens]
+    assert client.post(URL, json=body, headers=headers[0]).json()["by"] == "tunes"
+    refused = client.post(URL, json=wanted, headers=headers[0])
+    assert (refused.status_code, refused.json()["error"]["code"]) == (403, "scope_missing")
+    job = client.post(URL, json=wanted, headers=headers[1]).json()
+    assert job["promotion"] == {
+        "alias": "production",
+        "rule": {"threshold": 0.5},
+        "status": "pending",
+    }
+
+
+def test_the_end_of_a_job_creates_the_promotion_in_one(
+    client: TestClient, dataset: str, jobs: JobStore
+) -> None:
+    submit(client, dataset, promote={"alias": "live", "rule": {"threshold": 0.5}})
+    job, result = claimed(jobs), {"model": "digits", "version": 2}
+    jobs.succeed(job, result, then=promotion_of(job, result))
+    with pytest.raises(StaleWorker):
+        jobs.succeed(job, result, then=promotion_of(job, result))
+    (follower,), _ = jobs.list(Kind.PROMOTION)
+    assert (follower.model, follower.dataset) == ("digits:2", dataset)
+    assert follower.options["proposal"]["version"] == 2
+    assert client.get(f"{URL}/{job.id}").json()["promotion"]["id"] == follower.id

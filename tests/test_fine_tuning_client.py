@@ -127,7 +127,8 @@ def test_pause_resume_cancel_and_watch(client: Any, server: str, file_id: str) -
     jobs.pause(job.id)
     paused = until(client, job, lambda found: found.status == "paused")
     assert paused.reason == "paused"
-    assert any("endless" not in one.id for one in jobs.checkpoints.list(job.id))
+    checkpoints = list(jobs.checkpoints.list(job.id))
+    assert max(one.step_number for one in checkpoints) > 0
     jobs.resume(job.id)
     until(client, job, lambda found: found.status == "running")
     assert jobs.cancel(job.id).status == "cancelled"

@@ -1,5 +1,6 @@
 """Jobs, events and checkpoints of fine-tuning as OpenAI's client reads them, and more."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -232,15 +233,15 @@ def _made(path: Path) -> float:
         return 0.0
 
 
-def _seconds(time: float | None) -> int | None:
-    return None if time is None else int(time)
+def _seconds(moment: float | None) -> int | None:
+    return None if moment is None else int(moment)
 
 
 def _estimated(job: Job) -> int | None:
     left = job.progress.get("seconds_left")
-    if job.state is not State.RUNNING or left is None or job.lease_until is None:
+    if job.state is not State.RUNNING or left is None:
         return None
-    return int(job.lease_until + left)
+    return int(time.time() + left)
 
 
 def _reason(job: Job, place: int | None) -> str | None:
