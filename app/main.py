@@ -16,7 +16,11 @@ from app.api.datasets import datasets_routes
 from app.api.docs_page import mount_docs
 from app.api.error_answers import RequestEdge, install_error_answers
 from app.api.evaluations import EvaluationLimits, evaluation_routes
+from app.api.event_stream import EventStreams
 from app.api.explain import ExplainLimits, explain_routes
+from app.api.files import files_routes
+from app.api.fine_tuning import Desk, fine_tuning_routes
+from app.api.fine_tuning_request import Places
 from app.api.health import health_routes
 from app.api.hot_path import HotApplication, HotPath
 from app.api.permission import Gate
@@ -63,6 +67,8 @@ TAGS: Final = [
     V2_TAG,
     {"name": "models", "description": "What the store holds."},
     {"name": "datasets", "description": "Labelled samples, checked when they come."},
+    {"name": "files", "description": "Datasets, as OpenAI's client sends them."},
+    {"name": "fine-tuning", "description": "Jobs that make new versions."},
     {"name": "evaluations", "description": "Measure, compare, promote."},
     {"name": "health", "description": "Probes and figures."},
 ]
@@ -164,6 +170,12 @@ def create_app(
     app.include_router(explain_routes(engine.live, explainer, limits))
     app.include_router(registry_routes(engine.store, engine.live))
     app.include_router(datasets_routes(intake))
+    app.include_router(files_routes(intake))
+    places = Places(
+        settings.home, settings.datasets_folder, settings.data_root, device=settings.device
+    )
+    streams = EventStreams(jobs, draining)
+    app.include_router(fine_tuning_routes(Desk(jobs, runner, engine.store, places, streams)))
     app.include_router(
         evaluation_routes(
             examiner,
@@ -203,8 +215,11 @@ def _policy(settings: Settings) -> OriginPolicy:
         allowed_origins=settings.allowed_origins,
         max_body_bytes=settings.max_body_bytes,
         max_body_bytes_by_prefix={
-            "/v1/datasets": settings.max_dataset_bytes,  # streamed to disk
-            "/v1/datasets/": settings.max_body_bytes,  # JSON that is held in memory
+            # Streamed to disk, and what lies below them JSON that is held in memory.
+            "/v1/datasets": settings.max_dataset_bytes,
+            "/v1/datasets/": settings.max_body_bytes,
+            "/v1/files": settings.max_dataset_bytes,
+            "/v1/files/": settings.max_body_bytes,
         },
         max_body_bytes_by_ending={"/versions": settings.max_model_bytes},
     )

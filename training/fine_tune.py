@@ -151,6 +151,7 @@ def fine_tune(
     folder: Path,
     *,
     stop: Callable[[], bool] = never,
+    on_resolved: Callable[[Mapping[str, Choice]], None] = lambda _: None,
     backbone: Backbone | None = None,
     pairs: Any = None,
 ) -> Generator[Progress, None, FineTuned]:
@@ -161,6 +162,7 @@ def fine_tune(
         home: where the store and the cache are.
         folder: of this run.
         stop: see `work`.
+        on_resolved: told what every `auto` became, before anything is learned.
         backbone: the base itself, instead of its name.
         pairs: the dataset from Python, instead of its name.
 
@@ -176,6 +178,7 @@ def fine_tune(
         source = asked_source(request, pairs)
         facts = facts_of(source, backbone)
         choices = resolve(request.method, request.settings, facts)
+        on_resolved(choices)
         settings = resolved(request.settings, choices)
         dataset = yield from open_source(source, _data(request, settings), backbone.preprocessing)
         learning = _Learning(request, settings, backbone, dataset, home, stop)
@@ -262,6 +265,7 @@ class _Learning:
             features,
             self.config(prefix, augment="none", **_threads_for(head)),
             snapshots=folder / HEAD,
+            stop=self.stop if ended else never,
         )
         if ended:
             return first

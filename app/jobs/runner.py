@@ -8,12 +8,12 @@ import logging
 import os
 import socket
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Final, TypeVar
 
 from app.errors import DatabaseUnavailable
 from app.jobs.channel import ALIVE, ORPHANED, PAUSE, PUBLISH, STOP
-from app.jobs.job import EventType, Job, JobError, Kind, NewEvent, Request, StaleWorker
+from app.jobs.job import EventType, Job, JobError, Kind, NewEvent, NewJob, Request, StaleWorker
 from app.jobs.local_executor import Child, LocalExecutor
 from app.jobs.memory_limit import MemoryLimit
 from app.jobs.store import JobStore
@@ -218,6 +218,9 @@ class Attempt:
         elif kind == "snapshot":
             step = int(message["step"])
             await self._write(lambda: self._store.snapshot_written(self._job, step))
+        elif kind == "resolved":
+            found = {"resolved": message["resolved"]}
+            await self._write(lambda: self._store.amend(self._job, found, "settings resolved"))
         elif kind == "ready":
             await self._write(self._pulse)
             if await self._write(lambda: self._store.seal(self._job)):
@@ -322,7 +325,8 @@ class Attempt:
         kind = outcome.get("kind")
         if kind == "result":
             result = outcome["result"]
-            return store.succeed(job, result, f"published {result['model']}:{result['version']}")
+            sentence = f"published {result['model']}:{result['version']}"
+            return store.succeed(job, result, sentence, then=promotion_of(job, result))
         if self._too_much:
             return store.fail(job, JobError("out_of_memory", self._too_much))
         if kind == "error":
@@ -342,6 +346,25 @@ class Attempt:
         if outcome["code"] == "internal_error":
             log.error("job %s:\n%s", self._job.id, _joined(child))
         return self._store.fail(self._job, JobError(outcome["code"], outcome["message"]))
+
+
+def promotion_of(job: Job, result: Mapping[str, Any]) -> NewJob | None:
+    """The job that moves an alias to what this one made if a rule holds; None if not asked for."""
+    asked = job.options.get("promotion")
+    if asked is None:
+        return None
+    version = f"{result['model']}:{result['version']}"
+    options = {
+        "question": {**asked["question"], "model": version},
+        "proposal": {**asked["proposal"], "version": result["version"]},
+    }
+    dataset = asked["question"]["shown_as"]
+    return NewJob(Kind.PROMOTION, options, job.by, promotion_key(job.id), version, dataset)
+
+
+def promotion_key(job_id: str) -> str:
+    """The idempotency key of the promotion that follows a job, by which it is found."""
+    return f"promotion\n{job_id}"  # no header holds a line break, so nobody else has this key
 
 
 async def _until_closed(child: Child) -> AsyncIterator[dict[str, Any]]:

@@ -68,26 +68,8 @@ class JobStore:
         Raises:
             IdempotencyKeyReused: the key made another job, from another request.
         """
-        fingerprint = fingerprint or _fingerprint(new)
         with self.database.write() as connection:
-            values = {
-                "id": f"{ID_PREFIXES[new.kind]}-{uuid.uuid4().hex[:24]}",
-                "kind": new.kind,
-                "state": State.QUEUED,
-                "options": dict(new.options),
-                "by": new.by,
-                "idempotency_key": new.idempotency_key,
-                "fingerprint": fingerprint,
-                "model": new.model,
-                "dataset": new.dataset,
-                "created": self.database.now,
-                "num_events": 1,
-            }
-            row = connection.execute(self._insert_once(values)).one_or_none()
-            if row is None:
-                return _created_before(connection, new, fingerprint)
-            self._insert_event(connection, row, NewEvent("created", data={"state": State.QUEUED}))
-            return job_of(row)
+            return self._create(connection, new, fingerprint or _fingerprint(new))
 
     def find(self, by: str, idempotency_key: str) -> Job | None:
         """The job that `by` created with this key; None where there is none."""
@@ -334,14 +316,35 @@ class JobStore:
             if not held.is_sealed:
                 self._change(connection, held, NewEvent("publishing"), is_sealed=True, request=None)
 
-    def succeed(self, job: Job, result: Mapping[str, Any], message: str = "succeeded") -> Job:
-        """End a running job with its result.
+    def amend(self, job: Job, found: Mapping[str, Any], message: str) -> None:
+        """Add to a running job's options what its work has found out; once is enough.
 
         Raises:
             StaleWorker: the job is this worker's no more.
         """
         with self.database.write() as connection:
             held = _locked_by_holder(connection, job)
+            options = {**held.options, **found}
+            if options != held.options:
+                self._change(connection, held, NewEvent(message, data=found), options=options)
+
+    def succeed(
+        self,
+        job: Job,
+        result: Mapping[str, Any],
+        message: str = "succeeded",
+        *,
+        then: NewJob | None = None,
+    ) -> Job:
+        """End a running job with its result, and create the job that follows it, in one.
+
+        Raises:
+            StaleWorker: the job is this worker's no more.
+        """
+        with self.database.write() as connection:
+            held = _locked_by_holder(connection, job)
+            if then is not None:
+                self._create(connection, then, _fingerprint(then))
             return self._move(connection, held, State.SUCCEEDED, message, result=dict(result))
 
     def fail(self, job: Job, error: JobError) -> Job:
@@ -401,6 +404,26 @@ class JobStore:
     @property
     def _lease_end(self) -> ColumnElement[float]:
         return self.database.now + self.lease_s
+
+    def _create(self, connection: Connection, new: NewJob, fingerprint: str) -> Job:
+        values = {
+            "id": f"{ID_PREFIXES[new.kind]}-{uuid.uuid4().hex[:24]}",
+            "kind": new.kind,
+            "state": State.QUEUED,
+            "options": dict(new.options),
+            "by": new.by,
+            "idempotency_key": new.idempotency_key,
+            "fingerprint": fingerprint,
+            "model": new.model,
+            "dataset": new.dataset,
+            "created": self.database.now,
+            "num_events": 1,
+        }
+        row = connection.execute(self._insert_once(values)).one_or_none()
+        if row is None:
+            return _created_before(connection, new, fingerprint)
+        self._insert_event(connection, row, NewEvent("created", data={"state": State.QUEUED}))
+        return job_of(row)
 
     def _insert_once(self, values: Mapping[str, Any]) -> Any:
         insert = sqlite.insert if self.database.is_sqlite else postgresql.insert

@@ -7,12 +7,13 @@ only the server knows whether the job is still its own.
 
 import contextlib
 import errno
+import json
 import os
 import sys
 import time
 import traceback
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,12 +22,35 @@ from app.jobs.channel import PAUSE, PUBLISH, STOP, Channel, read_order
 
 if TYPE_CHECKING:
     from training.progress import Progress
+    from training.resolution import Choice
     from training.train import Trained
 
 REPORT_S: Final = 0.2
 DISK_FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 OOM_SCORE: Final = "700"
-Loop = Generator["Progress", None, "Trained"]
+RESULT: Final = "result.json"
+"""In the run's folder: everything that is known of a run that was fine-tuned."""
+REPORT_EVERY: Final = 20
+"""Steps between two reports of the loss; people watch."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a loop made.
+
+    Attributes:
+        trained: the network.
+        told: what the job's result says besides its version.
+        whole: the same and more, which is too large for a row.
+    """
+
+    trained: "Trained"
+    told: Mapping[str, Any]
+    whole: Mapping[str, Any] | None = None
+
+
+Loop = Generator["Progress", None, Made]
+Say = Callable[..., None]
 
 
 def main() -> None:
@@ -63,18 +87,18 @@ class Work:
 
     def carry_out(self) -> None:
         """Train, ask, publish, tell."""
-        trained = self._train()
+        made = self._train()
         self._look_for_snapshots()
-        if trained is None:
+        if made is None:
             self._channel.say("ended", how="fenced" if self._channel.is_fenced else "paused")
             return
         self._channel.say("ready")
         if not self._channel.wait_for(PUBLISH):
             self._channel.say("ended", how="fenced")
             return
-        self._channel.say("result", result=self._publish(trained))
+        self._channel.say("result", result=self._publish(made))
 
-    def _train(self) -> "Trained | None":
+    def _train(self) -> Made | None:
         """What was trained; None if it was interrupted, after a snapshot."""
         from training.events import EVENTS, recorded
 
@@ -85,8 +109,8 @@ class Work:
                 try:
                     progress = next(loop)
                 except StopIteration as stop:
-                    trained: Trained = stop.value
-                    return trained
+                    made: Made = stop.value
+                    return made
                 self._report(progress)
                 if self._channel.was_told(PAUSE) or self._channel.is_fenced:
                     return None
@@ -96,7 +120,11 @@ class Work:
     def _loop(self) -> Loop:
         options = self._order["options"]
         return LOOPS[options["method"]](
-            options, self._attempt, self._home, lambda: self._channel.was_told(STOP)
+            options,
+            self._attempt,
+            self._home,
+            lambda: self._channel.was_told(STOP),
+            self._channel.say,
         )
 
     def _limit_threads(self) -> None:
@@ -119,20 +147,17 @@ class Work:
             self._steps_saved = steps
             self._channel.say("snapshot", step=steps)
 
-    def _publish(self, trained: "Trained") -> dict[str, Any]:
+    def _publish(self, made: Made) -> dict[str, Any]:
         from models.store import ModelStore
         from training.publish import publish
 
         store, name = ModelStore(self._home / "models"), self._order["options"]["name"]
-        version = publish(trained, store, name, run=self._job, by=self._order["by"])
-        return {
-            "model": name,
-            "version": version.number,
-            "metrics": trained.report.figures(),
-            "measured_on": trained.dataset.measured_on,
-            "best_epoch": trained.fitted.best.epoch,
-            "notes": list(trained.fitted.notes),
-        }
+        version = publish(made.trained, store, name, run=self._job, by=self._order["by"])
+        if made.whole is not None:
+            staging = self._run / f"{RESULT}.writing"
+            staging.write_text(json.dumps({"version": str(version), **made.whole}, indent=1))
+            staging.replace(self._run / RESULT)
+        return {"model": name, "version": version.number, **made.told}
 
 
 def told(error: Exception) -> dict[str, Any]:
@@ -165,15 +190,66 @@ def _code(name: str) -> str:
     return "".join(f"_{one.lower()}" if one.isupper() else one for one in name).lstrip("_")
 
 
-def _fresh(options: Mapping[str, Any], run: Path, _: Path, stop: Callable[[], bool]) -> Loop:
+def _fresh(
+    options: Mapping[str, Any], run: Path, _: Path, stop: Callable[[], bool], __: Say
+) -> Loop:
     from training.config import TrainConfig
     from training.train import train
 
-    return train(TrainConfig.of(**options["config"]), run=run, stop=stop)
+    trained = yield from train(TrainConfig.of(**options["config"]), run=run, stop=stop)
+    told = {
+        "metrics": trained.report.figures(),
+        "measured_on": trained.dataset.measured_on,
+        "best_epoch": trained.fitted.best.epoch,
+        "notes": list(trained.fitted.notes),
+    }
+    return Made(trained, told)
 
 
-LOOPS: Final[Mapping[str, Callable[[Mapping[str, Any], Path, Path, Callable[[], bool]], Loop]]] = {
+def _tuned(
+    options: Mapping[str, Any], run: Path, home: Path, stop: Callable[[], bool], say: Say
+) -> Loop:
+    from training.fine_tune import fine_tune, summary
+    from training.methods import FineTuneRequest
+
+    def tell(choices: "Mapping[str, Choice]") -> None:
+        say("resolved", resolved={name: one.to_json() for name, one in choices.items()})
+
+    asked = dict(options["request"])
+    for name in ("dataset", "validation_dataset"):
+        asked[name] = asked.get(name) and _dataset(home, asked[name])
+    asked["compute"] = {"report_every": REPORT_EVERY, **asked.get("compute", {})}
+    request = FineTuneRequest.of(**asked)
+    done = yield from fine_tune(request, home, run, stop=stop, on_resolved=tell)
+    whole = summary(done)
+    told = {name: whole[name] for name in TOLD}
+    return Made(done.trained, {**told, "best_epoch": done.trained.fitted.best.epoch}, whole)
+
+
+def _dataset(home: Path, dataset_id: str) -> str:
+    """The folder of a dataset of the store, if something can be learned from it.
+
+    Raises:
+        training.dataset_store.DatasetUnknown, DatasetDamaged, DatasetRefused: as they say.
+    """
+    from training.dataset_store import DatasetStore
+
+    stored = DatasetStore(home / "datasets").get(dataset_id)
+    stored.check_usable()
+    return str(stored.folder)
+
+
+TOLD: Final = (
+    *("method", "base", "parent", "metrics", "measured_on", "validation", "resolved"),
+    *("hyperparameters", "best", "environment", "notes", "seconds"),
+)
+"""What the row holds of what `training.fine_tune.summary` says."""
+Maker = Callable[[Mapping[str, Any], Path, Path, Callable[[], bool], Say], Loop]
+LOOPS: Final[Mapping[str, Maker]] = {
     "train": _fresh,
+    "linear_probe": _tuned,
+    "fine_tune": _tuned,
+    "from_scratch": _tuned,
 }
 
 

@@ -1,0 +1,183 @@
+"""OpenAI's own client against a real server: send pictures, tune, watch, ask what came of it."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from conftest import ROOT
+from test_dataset_api import zipped
+
+openai = pytest.importorskip("openai")
+
+pytestmark = pytest.mark.slow
+BASE = {"type": "from_scratch", "from_scratch": {"hyperparameters": {"epochs": 4, "batch_size": 8}}}
+ENDED = {"succeeded", "failed", "cancelled"}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real server over an empty home, with its worker."""
+    from benchmarks.system import free_port, is_ready
+
+    home, port = tmp_path_factory.mktemp("home"), free_port()
+    command = [sys.executable, "-m", "app", "serve", "--home", str(home), "--port", str(port)]
+    command += ["--device", "cpu", "--threads", "1", "--job-threads", "1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    log = (home / "log").open("wb")
+    with log, subprocess.Popen(command, cwd=ROOT, env=environment, stderr=log) as process:
+        try:
+            until = time.monotonic() + 60
+            while not is_ready(port, "/readyz"):
+                assert time.monotonic() < until, (home / "log").read_text()
+                time.sleep(0.1)
+            yield f"http://127.0.0.1:{port}/v1"
+        finally:
+            process.kill()
+
+
+@pytest.fixture
+def client(server: str) -> Iterator[Any]:
+    with openai.OpenAI(base_url=server, api_key="none", max_retries=0) as client:
+        yield client
+
+
+def dark_and_light(num: int = 14) -> bytes:
+    """Two classes that a tiny network learns at once, in three parts."""
+    files = {}
+    for part, count in (("train", num), ("val", 4), ("test", 4)):
+        for index in range(count):
+            seed = index + {"train": 0, "val": 100, "test": 200}[part]
+            files[f"{part}/dark/{index}.png"] = shaded(seed, 0)
+            files[f"{part}/light/{index}.png"] = shaded(1000 + seed, 170)
+    return zipped(files)
+
+
+def shaded(seed: int, least: int) -> bytes:
+    import io
+
+    from PIL import Image
+
+    pixels = np.random.default_rng(seed).integers(least, least + 80, (12, 12, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture
+def file_id(client: Any) -> str:
+    sent = client.files.create(
+        file=("shades.zip", dark_and_light(), "application/zip"), purpose="fine-tune"
+    )
+    assert sent.status == "processed"
+    return str(sent.id)
+
+
+def until(client: Any, job: Any, holds: Callable[[Any], bool], seconds: float = 120) -> Any:
+    deadline = time.monotonic() + seconds
+    while not holds(found := client.fine_tuning.jobs.retrieve(job.id)):
+        assert time.monotonic() < deadline, found
+        assert found.status not in ENDED, found.error
+        time.sleep(0.2)
+    return found
+
+
+def ended(client: Any, job: Any) -> Any:
+    return until(client, job, lambda found: found.status in ENDED)
+
+
+def test_from_pictures_to_answers(client: Any, server: str, file_id: str) -> None:
+    assert [one.id for one in client.files.list()] == [file_id]
+    assert client.files.retrieve(file_id).filename == "shades.zip"
+    jobs = client.fine_tuning.jobs
+    first = ended(
+        client,
+        jobs.create(model="cnn", training_file=file_id, suffix="shades", seed=3, method=BASE),
+    )
+    assert (first.status, first.fine_tuned_model) == ("succeeded", "shades:1"), first.error
+    assert first.metrics["accuracy"] == 1.0
+    assert first.resolved["learning_rate"]["reason"]
+    assert first.hyperparameters.batch_size == 8
+    probe = ended(client, jobs.create(model="shades", training_file=file_id))
+    assert (probe.model, probe.fine_tuned_model) == ("shades:1", "shades:2"), probe.error
+    assert probe.resolved["head"]["value"] == "keep"
+    assert [one.id for one in jobs.list()] == [probe.id, first.id]
+    assert next(iter(client.models.list())).versions == [1, 2]
+    events = list(jobs.list_events(first.id, limit=5))
+    assert (events[0].message, events[-1].message) == ("published shades:1", "created")
+    assert {one.type for one in events} == {"message", "metrics"}
+    (version,) = jobs.checkpoints.list(first.id)
+    assert version.fine_tuned_model_checkpoint == "shades:1"
+    picture = {"file": ("p.png", shaded(7777, 170), "image/png")}
+    answer = httpx.post(f"{server}/models/shades:2/predict", files=picture).json()
+    assert answer["predictions"][0]["label"] == "light"
+
+
+def test_pause_resume_cancel_and_watch(client: Any, server: str, file_id: str) -> None:
+    jobs = client.fine_tuning.jobs
+    endless = {"epochs": 100_000, "batch_size": 8}
+    method = {"type": "from_scratch", "from_scratch": {"hyperparameters": endless}}
+    job = jobs.create(model="cnn", training_file=file_id, suffix="endless", method=method)
+    until(client, job, lambda found: found.progress.get("phase") in ("epoch", "train", "validate"))
+    jobs.pause(job.id)
+    paused = until(client, job, lambda found: found.status == "paused")
+    assert paused.reason == "paused"
+    checkpoints = list(jobs.checkpoints.list(job.id))
+    assert max(one.step_number for one in checkpoints) > 0
+    jobs.resume(job.id)
+    until(client, job, lambda found: found.status == "running")
+    assert jobs.cancel(job.id).status == "cancelled"
+    with pytest.raises(openai.ConflictError, match="was cancelled already"):
+        jobs.resume(job.id)
+    url = f"{server}/fine_tuning/jobs/{job.id}/events"
+    with httpx.stream("GET", url, headers={"accept": "text/event-stream"}, timeout=20) as stream:
+        ids = [line for line in stream.iter_lines() if line.startswith("id: ")]
+    assert ids == [f"id: {number}" for number in range(1, len(ids) + 1)]
+    assert "endless" not in [one.id for one in client.models.list()]
+
+
+def test_stop_keeps_what_there_is(client: Any, server: str, file_id: str) -> None:
+    jobs = client.fine_tuning.jobs
+    options = {"hyperparameters": {"epochs": 100_000, "validation": "none"}}
+    method = {"type": "from_scratch", "from_scratch": options}
+    job = jobs.create(model="cnn", training_file=file_id, suffix="stopped", method=method)
+    until(client, job, lambda found: found.progress.get("phase") in ("epoch", "train", "validate"))
+    answer = httpx.post(f"{server}/fine_tuning/jobs/{job.id}/stop").json()
+    assert answer["asked"] == "stop"
+    assert ended(client, job).fine_tuned_model == "stopped:1"
+
+
+def test_a_gate_moves_the_alias_or_says_why_not(client: Any, file_id: str) -> None:
+    jobs = client.fine_tuning.jobs
+    extra = {"promote": {"alias": "live", "rule": {"threshold": 0.9}}}
+    better = jobs.create(
+        model="cnn", training_file=file_id, suffix="gated", method=BASE, extra_body=extra
+    )
+    ended(client, better)
+    pending = ("none", "pending")
+    found = until_promoted(client, better, pending)
+    assert (found["status"], found["alias"]) == ("promoted", "live"), found
+    again = jobs.create(
+        model="gated",
+        training_file=file_id,
+        extra_body={"promote": {"alias": "live", "rule": {"min_absolute_change": 0.5}}},
+    )
+    ended(client, again)
+    found = until_promoted(client, again, pending)
+    assert found["status"] == "refused", found
+    assert "min_absolute_change" in found["sentence"]
+
+
+def until_promoted(client: Any, job: Any, pending: tuple[str, ...]) -> dict[str, Any]:
+    deadline = time.monotonic() + 60
+    while True:
+        found: dict[str, Any] = client.fine_tuning.jobs.retrieve(job.id).promotion
+        if found["status"] not in pending:
+            return found
+        assert time.monotonic() < deadline, found
+        time.sleep(0.2)
