@@ -178,6 +178,7 @@ class Attempt:
         self._nudged = asyncio.Event()
         self._is_interrupted = False
         self._is_stale = False
+        self._is_ready = False
         self._too_much: str | None = None
         self._deadline: float | None = None
         self._last_step = 0
@@ -222,11 +223,17 @@ class Attempt:
             found = {"resolved": message["resolved"]}
             await self._write(lambda: self._store.amend(self._job, found, "settings resolved"))
         elif kind == "ready":
+            self._is_ready = True
             await self._write(self._pulse)
-            if await self._write(lambda: self._store.seal(self._job)):
-                child.tell(PUBLISH)
+            await self._let_publish(child)
         else:
             self._outcome = message
+
+    async def _let_publish(self, child: Child) -> None:
+        """Seal the job; where the database does not answer, the next beat tries again."""
+        if self._is_ready and await self._write(lambda: self._store.seal(self._job)):
+            self._is_ready = False
+            child.tell(PUBLISH)
 
     def _note(self, progress: dict[str, Any]) -> None:
         """Keep the newest progress for the next beat, and what is new for the events."""
@@ -270,6 +277,7 @@ class Attempt:
             return
         if asked is not None:
             child.tell(ALIVE)
+            await self._let_publish(child)
         if self._is_interrupted or asked == Request.PAUSE:
             await self._hurry(child)
         elif asked == Request.STOP:
