@@ -228,7 +228,9 @@ class Attempt:
 
     async def _let_publish(self, child: Child) -> None:
         """Seal the job; where the database does not answer, the next beat tries again."""
-        if self._is_ready and await self._write(lambda: self._store.seal(self._job)):
+        if not self._is_ready:
+            return
+        if await self._write(lambda: self._store.seal(self._job)):
             self._is_ready = False
             child.tell(PUBLISH)
 
