@@ -12,35 +12,6 @@ import typer
 from app.__main__ import commands
 
 ROOT = Path(__file__).resolve().parent.parent
-ADDRESS = "http://127.0.0.1:8000"
-DEADLINE_S = 120
-NUM_PICTURES = 40
-"""Of each class, of the photographs of ants and bees; as many again are sent as a zip."""
-NOT_TYPED = ("make ", "docker ")
-"""`.ci/run` and `test_journey` do what make does; no Docker engine may be at hand."""
-SAYS = {
-    f"curl -F file=@var/sample-digit.png {ADDRESS}": '"label":"3"',
-    'curl -F file=@var/sample-digit.png "$URL/predict?top_k=3"': '"label":"3"',
-    "curl -H 'Content-Type: image/png'": '"label":"3"',
-    "echo": '"label":"3"',
-    'curl "$URL"': '"production":1',
-    "pytorchlib info": "cpu",
-    "pytorchlib predict": "sample-digit.png: 3 ",
-    "pytorchlib evaluate": r"accuracy\s+9[89]",
-    "pytorchlib export": "digits.pt: the weights of digits:1",
-    "pytorchlib train --dataset mnist --name mnist": r"test accuracy  99\.\d",
-    "pytorchlib train --dataset mnist --network mlp": r"test accuracy  9[67]\.\d",
-    "pytorchlib train --dataset ./pictures": "published      insects:1",
-    "pytorchlib finetune": r"accuracy  9\d.*published      ants-bees:1",
-    "pytorchlib import": "published      parts:1",
-    'curl -F file=@pictures.zip "$URL/datasets"': '"id":"dset-',
-    'curl -H "$JSON" "$URL/fine_tuning/jobs"': '"id":"ftjob-',
-    'curl "$URL/fine_tuning/jobs"': '"fine_tuned_model":"ants-bees:2"',
-    'curl -H "$JSON" "$URL/evaluations"': '"comparison"',
-    'curl -H "$JSON" "$URL/models/ants-bees/aliases/production/promote"': '"version":2',
-    'curl -X POST "$URL/models/ants-bees/aliases/production/rollback"': '"version":1',
-}
-"""What a command that begins so says; every command that says something stands here."""
 
 
 def lines() -> Iterator[str]:
