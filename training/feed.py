@@ -7,6 +7,7 @@ import signal
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
@@ -21,8 +22,8 @@ from training.source import Part
 
 READ_AHEAD = 4
 """Batches that each worker may have ready."""
-MAX_FINISHED_BYTES = 512 << 20
-"""Up to this much, samples are finished once instead of in every epoch."""
+GATHER_BYTES = 1 << 20
+"""Batches are gathered and finished together up to this much: what stays in a core's cache."""
 WORKER_DEADLINE_S = 300.0
 """No batch takes this long to read; a worker that does has died or hangs."""
 
@@ -39,7 +40,7 @@ Fed: TypeAlias = Generator[tuple[Batch, Tensor, Tensor], None, None]
 
 
 class Feed(Protocol):
-    """Batches of one part on the device: samples as `finish` takes them, and their targets."""
+    """Batches of one part on the device: samples after `finish`, and their targets."""
 
     def __call__(self, order: Iterable[Batch]) -> Fed:
         """The samples and targets of every batch of `order`.
@@ -49,34 +50,33 @@ class Feed(Protocol):
         """
 
 
-def feed_for(part: Part, device: torch.device, num_workers: int) -> Feed:
-    """A feed of `part` for `device`: resident if its samples lie in memory, else streamed."""
-    if isinstance(part.samples, InMemory):
-        return _Resident(part.samples.data.to(device), part.targets.to(device))
-    return _Streamed(part, device, num_workers)
+def feed_for(
+    part: Part,
+    device: torch.device,
+    num_workers: int,
+    finish: Callable[[Tensor], Tensor] | None = None,
+) -> Feed:
+    """A feed of `part` for `device`: resident if its samples lie in memory, else streamed.
 
-
-def finished_ahead(
-    part: Part, finish: Callable[[Tensor], Tensor]
-) -> tuple[Part, Callable[[Tensor], Tensor]]:
-    """`part` with its samples finished, and what is still to be done with them: nothing.
-
-    Only where they lie in memory and stay small as floats; otherwise both come back as they are.
-    Every element is finished by itself, so this changes no bit.
+    Args:
+        part: samples and targets.
+        device: where batches are wanted.
+        num_workers: processes that read what does not lie in memory.
+        finish: done to samples on the device, sample by sample; nothing without it.
     """
-    samples = part.samples
-    if not isinstance(samples, InMemory) or 4 * samples.data.numel() > MAX_FINISHED_BYTES:
-        return part, finish
-    return Part(InMemory(finish(samples.data)), part.targets), _as_read
+    finish = finish or _as_read
+    if isinstance(part.samples, InMemory):
+        return _Resident(part.samples.data.to(device), part.targets.to(device), finish)
+    return _Streamed(part, device, num_workers, finish)
 
 
 def in_batches(
     part: Part, finish: Callable[[Tensor], Tensor], batch_size: int, num_workers: int = 0
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Every sample of `part` once and in turn, finished, on the CPU: what evaluations take."""
-    feed = feed_for(part, torch.device("cpu"), num_workers)
+    feed = feed_for(part, torch.device("cpu"), num_workers, finish)
     for _, inputs, targets in feed(in_turn(len(part), batch_size)):
-        yield finish(inputs), targets
+        yield inputs, targets
 
 
 def pieces(samples: Samples, order: Iterable[Batch], num_workers: int) -> Iterator[Piece]:
@@ -103,11 +103,24 @@ def pieces(samples: Samples, order: Iterable[Batch], num_workers: int) -> Iterat
 class _Resident:
     data: Tensor
     targets: Tensor
+    finish: Callable[[Tensor], Tensor]
 
     def __call__(self, order: Iterable[Batch]) -> Fed:
-        for batch in order:
-            indices = batch.indices.to(self.data.device, non_blocking=True)
-            yield batch, self.data.index_select(0, indices), self.targets.index_select(0, indices)
+        """Several small batches at once, because each call of an operation has its price; every
+        sample is finished by itself, so this changes no bit.
+        """
+        remaining, device = iter(order), self.data.device
+        for first in remaining:
+            batches = [first, *islice(remaining, self._num_at_once(first) - 1)]
+            indices = torch.cat([batch.indices for batch in batches]).to(device)
+            sizes = [len(batch.indices) for batch in batches]
+            inputs = torch.split(self.finish(self.data.index_select(0, indices)), sizes)
+            targets = torch.split(self.targets.index_select(0, indices), sizes)
+            yield from zip(batches, inputs, targets, strict=True)
+
+    def _num_at_once(self, batch: Batch) -> int:
+        floats = len(batch.indices) * self.data[0].numel()
+        return max(1, GATHER_BYTES // (4 * max(1, floats)))
 
 
 @dataclass(frozen=True)
@@ -115,6 +128,7 @@ class _Streamed:
     part: Part
     device: torch.device
     num_workers: int
+    finish: Callable[[Tensor], Tensor]
 
     def __call__(self, order: Iterable[Batch]) -> Fed:
         planned: deque[Batch] = deque()
@@ -123,7 +137,7 @@ class _Streamed:
                 raise DatasetFaults("that is being streamed", piece.faults)
             batch = planned.popleft()
             targets = self.part.targets[batch.indices].to(self.device)
-            yield batch, piece.data.to(self.device), targets
+            yield batch, self.finish(piece.data.to(self.device)), targets
 
 
 def _noted(order: Iterable[Batch], planned: deque[Batch]) -> Iterator[Batch]:

@@ -21,7 +21,7 @@ from training.augment import augmentation
 from training.average import Average
 from training.config import FitConfig
 from training.datasets import Dataset
-from training.feed import feed_for, finished_ahead
+from training.feed import feed_for
 from training.layout import laid_out, layout_of
 from training.mixing import mixed
 from training.optim import learning_rate_at, optimizer_for, parameter_groups
@@ -30,7 +30,6 @@ from training.pace import Pace
 from training.progress import Progress
 from training.randomness import seed_device, seed_for
 from training.snapshot import Snapshot, Snapshots
-from training.source import Part
 from training.state import Epoch, State
 from training.validation import validate
 
@@ -143,10 +142,13 @@ class _Run:
         self.order = Order(len(dataset.train), config.batch_size, config.epochs, config.seed)
         self.pace = Pace(self.order.num_steps)
         self.last = Progress("train", 0, self.order.num_steps, num_epochs=config.epochs)
-        train, self.finish_train = _train_part(dataset, is_changed=self.augment is not None)
         held_out, num_workers = dataset.validation, dataset.num_workers
-        self.feed = feed_for(train, self.device, num_workers)
-        self.validation = feed_for(held_out, self.device, num_workers) if held_out else None
+        # Pictures that each epoch changes are finished after that.
+        finish = dataset.preprocessing.finish
+        self.feed = feed_for(
+            dataset.train, self.device, num_workers, None if self.augment else finish
+        )
+        self.validation = feed_for(held_out, self.device, num_workers, finish) if held_out else None
         self.weights = _class_weights(dataset, config, self.device)
         self.notes: tuple[str, ...] = ()
 
@@ -223,8 +225,9 @@ class _Run:
         state, config = self.state, self.config
         seed_device(self.device, seed_for(config.seed, "step", step=batch.step))
         if self.augment:
-            inputs = self.augment(inputs, batch.epoch, batch.indices)
-        x, others, share = self.finish_train(inputs), targets, 1.0
+            changed = self.augment(inputs, batch.epoch, batch.indices)
+            inputs = self.dataset.preprocessing.finish(changed)
+        x, others, share = inputs, targets, 1.0
         if config.mixup or config.cutmix:
             x, others, share = mixed(
                 x, targets, config.mixup, config.cutmix, config.seed, batch.step
@@ -304,9 +307,8 @@ class _Run:
         )
 
     def _predict(self, inputs: Tensor) -> Tensor:
-        x = laid_out(self.dataset.preprocessing.finish(inputs), self.layout)
         with self.autocast():
-            logits: Tensor = self.state.answering(x)
+            logits: Tensor = self.state.answering(laid_out(inputs, self.layout))
         return logits
 
     def _learning_rate(self, step: int) -> float:
@@ -322,12 +324,6 @@ class _Run:
 def _numbers(losses: list[Tensor]) -> list[float]:
     numbers: list[float] = torch.stack(losses).tolist() if losses else []
     return numbers
-
-
-def _train_part(dataset: Dataset, *, is_changed: bool) -> tuple[Part, Callable[[Tensor], Tensor]]:
-    """The training samples and how they are finished: now, unless each epoch changes them."""
-    finish = dataset.preprocessing.finish
-    return (dataset.train, finish) if is_changed else finished_ahead(dataset.train, finish)
 
 
 def _class_weights(dataset: Dataset, config: FitConfig, device: torch.device) -> Tensor | None:
