@@ -24,6 +24,7 @@ from app.api.caller import LONGEST_TIMEOUT_S, CallerGone, WhileCallerWaits, read
 from app.api.choice import chosen
 from app.api.compression import LARGEST_RATIO, accepted_encoding, deflate, inflate
 from app.api.permission import Gate
+from app.api.v2_document import parse_json
 from app.api.v2_errors import FeatureRefused
 from app.api.v2_model import (
     batch_of,
@@ -33,7 +34,7 @@ from app.api.v2_model import (
     queue_priority,
     statistics,
 )
-from app.api.v2_request import InferRequest, flag, parameters_of, parse_json, parse_request
+from app.api.v2_request import InferRequest, flag, parameters_of, parse_request
 from app.api.v2_response import Answer, encode_answer, select_outputs
 from app.api.v2_tensors import Limits
 from app.engine.live import LiveModels
@@ -168,7 +169,7 @@ class InferRoute:
         batch: Tensor = await batch_of(predictor, request.inputs, self._limits, deadline)
         scope["decode_ms"] = (time.perf_counter() - began) * 1000
         prediction = None
-        if len(batch):
+        if batch.shape[0]:
             prediction = await predictor.predict(batch, deadline, queue_priority(request.priority))
         scope["prediction"] = prediction
         computed = time.perf_counter_ns()

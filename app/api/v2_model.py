@@ -62,7 +62,7 @@ def outputs_of(predictor: Predictor, prediction: Prediction | None) -> dict[str,
     for spec in predictor.outputs:
         name, shape = spec.name, spec.shape
         data = torch.empty((0, *shape)) if prediction is None else getattr(prediction, name)
-        outputs[name] = NamedTensor(name, spec.datatype, (len(data), *shape), data)
+        outputs[name] = NamedTensor(name, spec.datatype, (data.shape[0], *shape), data)
     return outputs
 
 

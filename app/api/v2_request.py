@@ -6,8 +6,7 @@ Three forms: JSON alone; JSON followed by raw tensors, its length in the header
 
 from typing import Any, NamedTuple
 
-import orjson
-
+from app.api.v2_document import parse_json
 from app.api.v2_errors import (
     BinarySizeInvalid,
     FeatureRefused,
@@ -15,10 +14,8 @@ from app.api.v2_errors import (
     HeaderLengthInvalid,
     InputMissing,
     InputUnexpected,
-    JsonInvalid,
     OutputUnknown,
     ParameterInvalid,
-    TooManyBytes,
     TooManyElements,
     shown,
 )
@@ -107,37 +104,6 @@ def parse_request(
         whole_number(parameters, "priority"),
         whole_number(parameters, "timeout"),
     )
-
-
-def parse_json(text: bytes | bytearray, limits: Limits) -> dict[str, Any]:
-    """A JSON object, within bounds that are checked before anything is built.
-
-    orjson itself stops at 1024 levels and refuses NaN, numbers beyond float64, invalid UTF-8 and
-    anything after the document.
-
-    Raises:
-        TooManyBytes, TooManyElements, JsonInvalid, FieldInvalid: as named.
-    """
-    if len(text) > limits.max_json_bytes:
-        raise TooManyBytes(
-            f"the JSON part has {len(text)} bytes, over the limit of {limits.max_json_bytes}; "
-            "send tensors as binary data"
-        )
-    # Counting costs microseconds that a body too short to break the bound need not pay.
-    if len(text) > limits.max_json_lists:
-        num_lists = text.count(b"[") + text.count(b"{")
-        if num_lists > limits.max_json_lists:
-            raise TooManyElements(
-                f"the JSON part has {num_lists} lists and objects, over the limit of "
-                f"{limits.max_json_lists}; send flat data"
-            )
-    try:
-        document = orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        raise JsonInvalid(f"the request is not JSON: {error}") from None
-    if type(document) is not dict:
-        raise FieldInvalid("the request must be a JSON object")
-    return document
 
 
 def parameters_of(entry: dict[str, Any]) -> dict[str, Any]:

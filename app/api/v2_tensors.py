@@ -163,6 +163,7 @@ def data_from_json(
     """The elements of a JSON list, flat in row-major order or nested as `shape`.
 
     Args:
+        data: a list, or an array of float64 for a datatype of floats.
         text: that `data` was parsed from.
 
     Returns:
@@ -176,14 +177,13 @@ def data_from_json(
         raise DatatypeRefused(
             f"{datatype.name} cannot travel as JSON; send input {shown(name)} as binary data"
         )
+    if isinstance(data, np.ndarray):
+        _check_count(name, shape, data.size)
+        return _narrowed(name, datatype, shape, data)
     if type(data) is not list:
         raise DataInvalid(f"data of input {shown(name)} must be a list")
     flat = _flat(name, data, shape)
-    if len(flat) != math.prod(shape):
-        raise DataInvalid(
-            f"data of input {shown(name)} has {len(flat)} elements, its shape "
-            f"{list(shape)} has {math.prod(shape)}"
-        )
+    _check_count(name, shape, len(flat))
     if datatype.dtype is None:
         return _encoded(name, flat)
     if not flat:
@@ -271,6 +271,25 @@ def _viewed(datatype: Datatype, shape: tuple[int, ...], buffer: bytearray, start
     """A tensor in the memory of `buffer`; a quarter of the time of `torch.frombuffer().view()`."""
     tensor = torch.from_numpy(np.ndarray(shape, datatype.array, buffer, start))
     return tensor.view(torch.bfloat16) if datatype.dtype is torch.bfloat16 else tensor
+
+
+def _check_count(name: str, shape: tuple[int, ...], count: int) -> None:
+    if count != math.prod(shape):
+        raise DataInvalid(
+            f"data of input {shown(name)} has {count} elements, its shape "
+            f"{list(shape)} has {math.prod(shape)}"
+        )
+
+
+def _narrowed(
+    name: str, datatype: Datatype, shape: tuple[int, ...], numbers: "np.ndarray[Any, Any]"
+) -> Tensor:
+    """`numbers` `[n]`, float64, as the tensor; what overflows is refused, as `struct` does."""
+    try:
+        with np.errstate(over="raise"):
+            return torch.from_numpy(numbers.astype(datatype.array).reshape(shape))
+    except FloatingPointError:
+        raise _misfit(name, datatype, []) from None
 
 
 def _flat(name: str, data: list[Any], shape: tuple[int, ...]) -> list[Any]:

@@ -24,21 +24,20 @@ class HeaderLines:
     """Header fields as the lines they are on the wire; those that repeat are made once."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[bytes, bytes], bytes] = {}
+        self.known: dict[tuple[bytes, bytes], bytes] = {}
 
-    def line(self, field: tuple[bytes, bytes]) -> bytes:
-        """Return the line of `field`; raises RuntimeError where it would be more than one."""
-        return self._known.get(field) or self._made(field)
-
-    def _made(self, field: tuple[bytes, bytes]) -> bytes:
+    def made(self, field: tuple[bytes, bytes]) -> bytes:
+        """The line of a `field` that is not known; raises RuntimeError where it would be two."""
         name, value = field
+        if name == b"content-length" and value.isdigit():
+            return b"content-length: %b\r\n" % value
         if HEADER_RE.search(name) or HEADER_VALUE_RE.search(value):
             raise RuntimeError("An HTTP header has an invalid name or value.")
         line = b"%b: %b\r\n" % (name.lower(), value)
         if name not in UNLIKE:
-            if len(self._known) >= MAX_KNOWN_LINES:
-                self._known.clear()
-            self._known[field] = line
+            if len(self.known) >= MAX_KNOWN_LINES:
+                self.known.clear()
+            self.known[field] = line
         return line
 
 
@@ -86,13 +85,16 @@ class Cycle(RequestResponseCycle):
         """The head of an answer that says its length; None for what uvicorn is to send."""
         length = None
         content = [STATUS_LINE[message["status"]]] if "status" in message else []
-        line = self._lines.line
+        lines, known = self._lines, self._lines.known
         for field in (*self.default_headers, *message.get("headers", ())):
-            if field[0] in LEFT_TO_UVICORN:
-                return None
-            if field[0] == b"content-length":
-                length = int(field[1])
-            content.append(line(field))
+            line = known.get(field)
+            if line is None:
+                if field[0] in LEFT_TO_UVICORN:
+                    return None
+                if field[0] == b"content-length":
+                    length = int(field[1])
+                line = lines.made(field)
+            content.append(line)
         if length is None or not self.keep_alive or self.scope["method"] == "HEAD":
             return None
         self.expected_content_length, self.chunked_encoding = length, False
