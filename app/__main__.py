@@ -45,8 +45,8 @@ def serve(
     labels: ServeLabels = None,
 ) -> None:
     """Answer HTTP requests until Ctrl-C or SIGTERM."""
-    from app.http.server import Breakdown, listen
-    from app.http.server import serve as serve_app
+    from app.http.door import EarlyDoor
+    from app.http.listener import listen
 
     settings = read_settings(flags)
     configure_logging(settings)
@@ -56,6 +56,7 @@ def serve(
     sys.path.append(str(Path.cwd()))
     # Bound before anything slow: a taken port is told at once, and early callers wait in line.
     listener = listen(settings.host, settings.port)
+    door = EarlyDoor(listener)
     port = settings.metrics_port
     scraped = [] if port is None else [listen(settings.host, port)]
     if import_file is not None:
@@ -63,6 +64,8 @@ def serve(
     sample = _prepare(settings) if quickstart else None
 
     from app.api.metrics_port import MetricsPort
+    from app.http.server import Breakdown
+    from app.http.server import serve as serve_app
     from app.main import create_app
 
     stopping = threading.Event()
@@ -81,6 +84,7 @@ def serve(
         on_drain=stopping.set,
         on_refusal=app.state.metrics.count_refusal,
         breakdown=breakdown,
+        door=door,
     )
     raise typer.Exit(code)
 
@@ -99,12 +103,14 @@ def worker(flags: dict[str, Any]) -> None:
 
 def _require_a_key(settings: Settings) -> None:
     """Refuse to be open to others, unless that is said aloud, and say so before anything slow."""
+    from app.http.listener import is_loopback
+
+    if settings.no_auth or is_loopback(settings.host):
+        return
     from app.auth.watch import KeySources
-    from app.http.server import is_loopback
 
     sources = KeySources(settings.home, settings.api_keys_file, settings.api_key)
-    if not settings.no_auth and not is_loopback(settings.host):
-        sources.require_one(settings.host)
+    sources.require_one(settings.host)
 
 
 def _spin_briefly() -> None:

@@ -1,19 +1,22 @@
-"""`pytorchlib keys`: make, list and revoke API keys. They need no server, and a server notices."""
+"""`pytorchlib keys`: make, list and revoke API keys. They need no server, and a server notices.
+
+What keys are made of is imported inside the commands: `serve` reads this file before it listens.
+"""
 
 import json
 import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.auth.key import ALL_SCOPES, MEANINGS, BadKey, Key, new_key, scopes_from
-from app.auth.outside import line_of
-from app.auth.store import KeyStore
-from app.auth.watch import KeySources
+from app.auth.scope import ALL_SCOPES, MEANINGS
 from app.flags import read_settings
 from app.settings import Settings
+
+if TYPE_CHECKING:
+    from app.auth.key import Key
 
 LIFETIME = re.compile(r"([0-9]{1,5})([hdw])")
 HOURS = {"h": 1, "d": 24, "w": 7 * 24}
@@ -58,6 +61,10 @@ def create(
     as_json: Json = False,
     home: Home = None,
 ) -> None:
+    from app.auth.key import BadKey, new_key, scopes_from
+    from app.auth.outside import line_of
+    from app.auth.store import KeyStore
+
     scopes, expires = scopes_from(scope), _expiry(expires_in)
     if line:
         key, token = new_key(name, scopes, expires)
@@ -91,6 +98,8 @@ commands.command("create")(create)
 @commands.command("list")
 def list_keys(as_json: Json = False, home: Home = None) -> None:
     """Show every key that a service would know, wherever it comes from."""
+    from app.auth.watch import KeySources
+
     settings = _settings(home)
     sources = KeySources(settings.home, settings.api_keys_file, settings.api_key)
     given = sources.given()
@@ -105,6 +114,8 @@ def list_keys(as_json: Json = False, home: Home = None) -> None:
 @commands.command("revoke")
 def revoke(which: Which, as_json: Json = False, home: Home = None) -> None:
     """Let a key open nothing more; a running service refuses it within seconds."""
+    from app.auth.store import KeyStore
+
     key = KeyStore(_settings(home).home).revoke(which)
     if as_json:
         typer.echo(json.dumps(_document("keys.json", key)))
@@ -118,6 +129,8 @@ def _settings(home: Path | None) -> Settings:
 
 
 def _expiry(lifetime: str | None) -> datetime | None:
+    from app.auth.key import BadKey
+
     if lifetime is None:
         return None
     parts = LIFETIME.fullmatch(lifetime)
@@ -127,7 +140,7 @@ def _expiry(lifetime: str | None) -> datetime | None:
     return datetime.now(UTC).replace(microsecond=0) + timedelta(hours=hours)
 
 
-def _document(source: str, key: Key) -> dict[str, Any]:
+def _document(source: str, key: "Key") -> dict[str, Any]:
     return {
         "id": key.id,
         "name": key.name,
@@ -139,7 +152,7 @@ def _document(source: str, key: Key) -> dict[str, Any]:
     }
 
 
-def _print_table(given: list[tuple[str, Key]]) -> None:
+def _print_table(given: list[tuple[str, "Key"]]) -> None:
     from rich.console import Console
     from rich.table import Table
 

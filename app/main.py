@@ -50,8 +50,8 @@ from app.evaluation.documents import Documents
 from app.evaluation.evaluator import Evaluator
 from app.examiner import Examiner
 from app.http.access import AccessLog
+from app.http.listener import is_loopback
 from app.http.origin import OriginGuard, OriginPolicy
-from app.http.server import is_loopback
 from app.jobs.store import JobStore
 from app.jobs.worker import open_runner, open_store
 from app.metrics import BATCH_BUCKETS, Histogram, Metrics, ModelFigures

@@ -11,7 +11,8 @@ from typing import Any
 
 from starlette.types import ASGIApp
 
-from app.http.server import HttpServer, listen
+from app.http.listener import listen
+from app.http.server import HttpServer
 
 WAIT_S = 5.0
 

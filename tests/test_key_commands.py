@@ -12,9 +12,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from app.__main__ import commands
-from app.auth.key import ALL_SCOPES, MADE_HERE
+from app.auth.key import MADE_HERE
 from app.auth.outside import keys_in
 from app.auth.ring import KeyRing
+from app.auth.scope import ALL_SCOPES
 from app.auth.store import KeyStore
 from app.flags import BadSetting, read_settings
 

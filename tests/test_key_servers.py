@@ -159,7 +159,7 @@ def test_another_process_makes_and_revokes_keys(home: Path) -> None:
 
 
 def free_port() -> int:
-    from app.http.server import listen
+    from app.http.listener import listen
 
     with listen("127.0.0.1", 0) as listener:
         return int(listener.getsockname()[1])

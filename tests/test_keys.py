@@ -17,9 +17,10 @@ from pydantic import SecretStr
 
 from app.auth import ring as ring_module
 from app.auth.attempts import MAX_A_MINUTE, MAX_ADDRESSES, FailedAttempts
-from app.auth.key import ALL_SCOPES, MADE_HERE, BadKey, Key, new_key, scopes_from
+from app.auth.key import MADE_HERE, BadKey, Key, new_key, scopes_from
 from app.auth.outside import environment_key, keys_in, line_of
 from app.auth.ring import KeyRing
+from app.auth.scope import ALL_SCOPES
 from app.auth.signed_link import LinkSigner
 from app.auth.store import MAX_KEYS, KeyStore, KeysUnreadable, KeyTaken, UnknownKey
 from app.auth.watch import KeySources, KeyWatch, NoKeys

@@ -27,7 +27,7 @@ from app.api.permission import (
     scopes_of,
     signed_link,
 )
-from app.auth.key import ALL_SCOPES, Scope
+from app.auth.scope import ALL_SCOPES, Scope
 from app.auth.signed_link import LinkSigner
 from app.auth.store import KeyStore
 from app.auth.watch import KeySources, KeyWatch

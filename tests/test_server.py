@@ -21,7 +21,8 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from app.http.server import HttpServer, ListenError, listen, serve
+from app.http.listener import ListenError, listen
+from app.http.server import HttpServer, serve
 
 ROOT = Path(__file__).resolve().parent.parent
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -259,7 +260,8 @@ import asyncio, sys
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
-from app.http.server import listen, serve
+from app.http.listener import listen
+from app.http.server import serve
 
 draining = []
 

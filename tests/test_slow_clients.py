@@ -18,7 +18,8 @@ SERVER = """
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
-from app.http.server import listen, serve
+from app.http.listener import listen
+from app.http.server import serve
 
 async def home(request):
     return PlainTextResponse("home")

@@ -17,8 +17,9 @@ from starlette.routing import BaseRoute, request_response
 from starlette.types import ASGIApp, Receive, Send
 
 from app.auth.attempts import FailedAttempts
-from app.auth.key import MADE_HERE, Scope
+from app.auth.key import MADE_HERE
 from app.auth.ring import Grant
+from app.auth.scope import Scope
 from app.auth.signed_link import LinkSigner
 from app.auth.watch import KeyWatch
 from app.errors import KeyRefused, ScopeMissing, TooManyBadKeys

@@ -17,7 +17,7 @@ from app.api.v2_tensors import Limits
 try:
     import simdjson
 except ImportError:
-    simdjson = None
+    simdjson = None  # type: ignore[assignment]
 
 # Shorter documents are read as soon as a parser is made.
 LEAST_BYTES: Final = 512
@@ -74,10 +74,14 @@ def _with_array(text: bytes | bytearray) -> dict[str, Any] | None:
         return None
     start = found.end()
     end = text.find(b"]", start) + 1
-    if text.find(b"[", start + 1, end) >= 0 or FIELD in text[end:] or FIELD in text[: found.start()]:
+    if (
+        text.find(b"[", start + 1, end) >= 0
+        or FIELD in text[end:]
+        or FIELD in text[: found.start()]
+    ):
         return None
     try:
-        document = orjson.loads(b"%bnull%b" % (text[:start], text[end:]))
+        document = orjson.loads(b"".join((text[:start], b"null", text[end:])))
         (entry,) = document["inputs"]
         if entry["datatype"] not in FLOATS or entry["data"] is not None:
             return None

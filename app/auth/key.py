@@ -5,35 +5,15 @@ A key made here holds 256 random bits, and a fast hash is enough for it: there i
 
 import re
 import secrets
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from hashlib import sha256
-from typing import Final, Literal, get_args
+from typing import Final, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-Scope = Literal[
-    "predict",
-    "evaluate",
-    "data:write",
-    "finetune",
-    "models:write",
-    "models:activate",
-    "metrics",
-    "admin",
-]
-ALL_SCOPES: Final[tuple[Scope, ...]] = get_args(Scope)
+from app.auth.scope import ALL_SCOPES, Scope
+
 ALL: Final = "all"
-MEANINGS: Final[Mapping[Scope, str]] = {
-    "predict": "ask models, explain their answers, and list what there is",
-    "evaluate": "measure models on datasets",
-    "data:write": "upload, change and delete datasets",
-    "finetune": "start and steer fine-tuning jobs",
-    "models:write": "upload, delete, load and unload versions",
-    "models:activate": "move aliases: what production answers with",
-    "metrics": "read /metrics",
-    "admin": "what touches the whole service",
-}
 NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 MADE_HERE: Final = re.compile(rb"ptl_[0-9a-f]{8}_[A-Za-z0-9_-]{43}")
 MAX_TOKEN_BYTES: Final = 512

@@ -6,7 +6,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
-from app.auth.key import ALL_SCOPES, NAME, BadKey, Key, scopes_from
+from app.auth.key import NAME, BadKey, Key, scopes_from
+from app.auth.scope import ALL_SCOPES
 from app.auth.store import MAX_FILE_BYTES, MAX_KEYS, KeysUnreadable
 
 log = logging.getLogger(__name__)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from hashlib import sha256
 from hmac import compare_digest
 
-from app.auth.key import MAX_TOKEN_BYTES, Key, Scope
+from app.auth.key import MAX_TOKEN_BYTES, Key
+from app.auth.scope import Scope
 
 
 @dataclass(frozen=True, slots=True)

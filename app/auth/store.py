@@ -10,7 +10,8 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from app.auth.key import Key, KeyFault, Scope, new_key
+from app.auth.key import Key, KeyFault, new_key
+from app.auth.scope import Scope
 from models.file_lock import locked
 
 MAX_KEYS: Final = 1000

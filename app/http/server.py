@@ -14,58 +14,23 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Generator, Sequence
-from ipaddress import ip_address
 from types import FrameType
 from typing import Any, Final, cast
 
 from starlette.types import ASGIApp
 from uvicorn import Config, Server
 
+from app.http.door import EarlyDoor
 from app.http.limits import HttpLimits
+from app.http.listener import BACKLOG, listen
 from app.http.protocol import GuardedHttp, Parser
 
 CLOSE: Final = (b"connection", b"close")
-BACKLOG: Final = 2048
 STARTUP_FAILED: Final = 3
 BROKEN: Final = 70  # EX_SOFTWARE of sysexits.h
 FORCED: Final = 130
 
 log = logging.getLogger(__name__)
-
-
-class ListenError(Exception):
-    """The address cannot be listened on."""
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens on `host` and `port` (0 takes a free port).
-
-    Bound before anything slow, so that a taken port is told at once. Raises ListenError.
-    """
-    try:
-        family, _, _, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
-    except OSError as error:
-        raise ListenError(f"Cannot listen on {host}: {error.strerror}.") from error
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(BACKLOG)
-    except OSError as error:
-        listener.close()
-        raise ListenError(f"Cannot listen on {host}:{port}: {error.strerror}.") from error
-    return listener
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach what listens on `host`; no where nobody can tell."""
-    try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except OSError:
-        return False
-    return bool(found) and all(ip_address(one[4][0]).is_loopback for one in found)
 
 
 class Breakdown:
@@ -99,6 +64,7 @@ class HttpServer(Server):
         grace_s: float = 20.0,
         on_drain: Callable[[], object] | None = None,
         on_refusal: Callable[[str], None] | None = None,
+        door: EarlyDoor | None = None,
     ) -> None:
         http = GuardedHttp(limits, parser, on_refusal)
         config = Config(
@@ -117,6 +83,7 @@ class HttpServer(Server):
         self._drain_s = drain_s
         self._on_drain = on_drain or (lambda: None)
         self._draining = False
+        self._door = door
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, then keep what is there by now out of the garbage collector.
@@ -125,8 +92,21 @@ class HttpServer(Server):
         tenth of a second, again and again.
         """
         await super().startup(sockets)
+        if self._door is not None and self.started:
+            await self._take_over(self._door)
         gc.collect()
         gc.freeze()
+
+    async def _take_over(self, door: EarlyDoor) -> None:
+        """Serve who came while the service started."""
+        loop, factory = asyncio.get_running_loop(), cast(Any, self.config.http_protocol_class)
+
+        def protocol() -> asyncio.Protocol:
+            made: asyncio.Protocol = factory(self.config, self.server_state, self.lifespan.state)
+            return made
+
+        for connection in door.hand_over():
+            await loop.connect_accepted_socket(protocol, connection)
 
     def drain(self) -> None:
         """Begin a graceful stop, unless one has begun. Call it on the loop."""
@@ -223,13 +203,15 @@ def serve(
     on_drain: Callable[[], object] | None = None,
     on_refusal: Callable[[str], None] | None = None,
     breakdown: Breakdown | None = None,
+    door: EarlyDoor | None = None,
 ) -> int:
     """Serve `app` until a signal; return the exit code of the process.
 
     `sockets` that already listen stand in for `host` and `port`. `drain_s` seconds after SIGTERM
     the sockets close, and what was received then has `grace_s` seconds to be answered. The code is
     0 after a stop, 130 if one was forced, 3 if the application failed to start, 70 if it told
-    `breakdown` that it can go on no more. Raises ListenError.
+    `breakdown` that it can go on no more. `door` answered probes on the first socket until now.
+    Raises ListenError.
     """
     raise_open_files_limit()
     listeners = [listen(host, port)] if sockets is None else list(sockets)
@@ -241,6 +223,7 @@ def serve(
         grace_s=grace_s,
         on_drain=on_drain,
         on_refusal=on_refusal,
+        door=door,
     )
     if breakdown is not None:
         breakdown.told_to(server.end)
