@@ -42,7 +42,7 @@ from app.engine.decoding import Decoder
 from app.engine.device_memory import device_memory_bytes
 from app.engine.known_choices import KnownChoices
 from app.engine.live import LiveModels
-from app.engine.loading import LoadedVersion, load_version
+from app.engine.loading import load_version
 from app.engine.memory import budget_bytes
 from app.engine.predictor import Predictor
 from app.engine.shadow_figures import ShadowFigures
@@ -268,17 +268,16 @@ def build_engine(
     known = KnownChoices(settings.home / "cache" / "choices", settings.precision)
     compiler = Compiler(settings.home / "cache" / "compiled", threads)
 
-    def open_predictor(loaded: LoadedVersion) -> Predictor:
-        predictor = Predictor(loaded, batcher, decoder, options)
+    def compile_it(predictor: Predictor) -> None:
         if settings.compile != "off":
             sizes = predictor.lane.sizes
-            compiler.submit(loaded, sizes, always=settings.compile == "on")
-        return predictor
+            compiler.submit(predictor.loaded, sizes, always=settings.compile == "on")
 
     live = LiveModels(
         store,
         lambda version: load_version(version, device, settings.precision, known),
-        open_predictor,
+        lambda loaded: Predictor(loaded, batcher, decoder, options),
+        proven=compile_it,
         preload=settings.preload,
         watch_interval_s=settings.watch_interval_s,
         memory_budget_bytes=budget_bytes(settings.memory_budget_mb, device),

@@ -5,6 +5,7 @@ import gc
 import time
 import weakref
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,11 @@ import torch
 from conftest import publish_cnn
 
 from app.engine.live import LiveModels
+from app.engine.loading import LoadedVersion
 from app.errors import LoadFailed, Unavailable
 from app.main import build_engine
 from app.settings import Settings
-from models.store import ModelStore, UnknownModel, UnknownVersion
+from models.store import ModelStore, UnknownModel, UnknownVersion, Version
 
 pytestmark = pytest.mark.anyio
 
@@ -98,6 +100,27 @@ async def test_golden_outputs_that_differ_are_refused(live: LiveModels, store: M
     _replace_golden_outputs(version.folder)
     with pytest.raises(LoadFailed, match="golden"):
         await live.get("other")
+
+
+async def test_only_what_is_proven_is_told_to_who_compiles(
+    live: LiveModels, store: ModelStore
+) -> None:
+    publish_cnn(store, "digits", seed=2)
+    told, load = [], live.loads.load
+    live.loads._tell_proven = told.append
+
+    def other_answers(version: Version) -> LoadedVersion:
+        loaded = load(version)
+        assert loaded.reference.outputs is not None
+        wrong = replace(loaded.reference, outputs=loaded.reference.outputs + 1)
+        return replace(loaded, reference=wrong) if version.number == 2 else loaded
+
+    live.loads.load = other_answers
+    with pytest.raises(LoadFailed, match="served, it changes golden outputs"):
+        await live.get("digits", "2")
+    assert told == []
+    predictor = await live.get("digits")
+    assert told == [predictor]
 
 
 async def test_unload_and_load(live: LiveModels) -> None:

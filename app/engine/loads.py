@@ -55,6 +55,7 @@ class Loads:
     Args:
         load: reads and checks a version; runs in a thread.
         open_predictor: gives what was loaded its place in the batcher.
+        proven: called with each version that is live from now on.
         make_room: called with a version and its size in bytes before it is loaded.
         memory: counts what is live and what is coming.
     """
@@ -63,11 +64,13 @@ class Loads:
         self,
         load: Callable[[Version], LoadedVersion],
         open_predictor: Callable[[LoadedVersion], Predictor],
+        proven: Callable[[Predictor], None],
         make_room: Callable[[Version, int], Awaitable[None]],
         memory: Memory,
     ) -> None:
         self.load = load
         self._open_predictor = open_predictor
+        self._tell_proven = proven
         self._make_room = make_room
         self._memory = memory
         # Weak: what nobody holds any more is gone, what somebody still holds need not be loaded.
@@ -131,6 +134,7 @@ class Loads:
             raise LoadFailed(failure.reason) from None
         self._failures.pop(key, None)
         self._loaded[key] = predictor
+        self._tell_proven(predictor)
         log.info("%s is live after %.0f ms", version, (time.monotonic() - began) * 1000)
         return predictor
 
