@@ -48,6 +48,7 @@ from app.engine.predictor import Predictor
 from app.engine.shadow_figures import ShadowFigures
 from app.evaluation.documents import Documents
 from app.evaluation.evaluator import Evaluator
+from app.evaluation.uploads import Uploads
 from app.examiner import Examiner
 from app.http.access import AccessLog
 from app.http.origin import OriginGuard, OriginPolicy
@@ -180,6 +181,7 @@ def create_app(
         evaluation_routes(
             examiner,
             engine.store,
+            intake,
             EvaluationLimits(
                 wait_s=settings.evaluation_wait_s,
                 datasets=settings.home / "datasets",
@@ -218,6 +220,8 @@ def _policy(settings: Settings) -> OriginPolicy:
             # Streamed to disk, and what lies below them JSON that is held in memory.
             "/v1/datasets": settings.max_dataset_bytes,
             "/v1/datasets/": settings.max_body_bytes,
+            "/v1/evaluations": settings.max_dataset_bytes,
+            "/v1/evaluations/": settings.max_body_bytes,
             "/v1/files": settings.max_dataset_bytes,
             "/v1/files/": settings.max_body_bytes,
         },
@@ -290,6 +294,7 @@ def build_examiner(settings: Settings, engine: Engine, jobs: JobStore) -> Examin
     return Examiner(
         jobs,
         Documents(settings.home / "evaluations"),
+        Uploads(settings.home / "evaluations" / "uploads"),
         Evaluator(engine.live, settings.threads or thread_count()),
         engine.store,
         settings.evaluation_timeout_s,
