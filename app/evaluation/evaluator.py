@@ -1,8 +1,11 @@
 """Evaluates live models, one evaluation at a time: what is measured is what is served."""
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Final
 
 from app.engine.live import LiveModels
 from app.evaluation.answer import Evaluation
@@ -10,6 +13,20 @@ from app.evaluation.asking import Asking
 from app.evaluation.question import Question
 from app.evaluation.sitting import Sitting
 from training.progress import Progress
+
+SLICE_S: Final = 0.0005
+"""So long Python lets an evaluating thread go on, at most, while the event loop waits for it."""
+
+
+@contextlib.contextmanager
+def short_slices() -> Iterator[None]:
+    """Inside, no thread holds the interpreter for Python's usual five milliseconds."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(min(before, SLICE_S))
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 class Evaluator:
@@ -49,7 +66,7 @@ class Evaluator:
             predictors = [await self._live.get(*_split(one)) for one in references]
             asking = Asking(self._live, asyncio.get_running_loop(), deadline)
             sitting = Sitting(question, predictors, asking, self._num_threads, watch)
-            with ThreadPoolExecutor(1, thread_name_prefix="evaluate") as thread:
+            with short_slices(), ThreadPoolExecutor(1, "evaluate") as thread:
                 running = asyncio.wrap_future(thread.submit(sitting.run))
                 try:
                     return await asyncio.shield(running)
