@@ -14,8 +14,8 @@ import torch
 from test_evaluation import digits, engine, found, trained_store
 
 from app.engine.lane import LOWEST
+from app.engine.short_slices import SLICE_S
 from app.evaluation import asking as asking_module
-from app.evaluation.evaluator import SLICE_S
 from app.evaluation.sitting import (
     GENTLE_MS,
     GENTLE_SHARE,

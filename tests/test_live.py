@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import sys
 import time
 import weakref
 from collections.abc import AsyncIterator
@@ -14,6 +15,7 @@ from conftest import publish_cnn
 
 from app.engine.live import LiveModels
 from app.engine.loading import LoadedVersion
+from app.engine.short_slices import SLICE_S
 from app.errors import LoadFailed, Unavailable
 from app.main import build_engine
 from app.settings import Settings
@@ -121,6 +123,15 @@ async def test_only_what_is_proven_is_told_to_who_compiles(
     assert told == []
     predictor = await live.get("digits")
     assert told == [predictor]
+
+
+async def test_a_load_gives_the_interpreter_away_soon(live: LiveModels, store: ModelStore) -> None:
+    publish_cnn(store, "other", seed=4)
+    before, seen, load = sys.getswitchinterval(), [], live.loads.load
+    live.loads.load = lambda version: seen.append(sys.getswitchinterval()) or load(version)  # type: ignore[func-returns-value]
+    await asyncio.gather(live.get("digits"), live.get("other"))
+    assert seen == pytest.approx([SLICE_S, SLICE_S])
+    assert sys.getswitchinterval() == before
 
 
 async def test_unload_and_load(live: LiveModels) -> None:

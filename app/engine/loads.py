@@ -18,6 +18,7 @@ import torch
 from app.engine.loading import LoadedVersion
 from app.engine.memory import Memory
 from app.engine.predictor import Predictor
+from app.engine.short_slices import short_slices
 from app.errors import LoadFailed, ServiceError
 from models.checkpoint import CheckpointError
 from models.manifest import WEIGHTS
@@ -144,7 +145,8 @@ class Loads:
         size_bytes = await loop.run_in_executor(self._threads, _size_bytes, version)
         await self._make_room(version, size_bytes)
         with self._memory.coming(size_bytes):
-            loaded = await loop.run_in_executor(self._threads, self.load, version)
+            with short_slices():
+                loaded = await loop.run_in_executor(self._threads, self.load, version)
             predictor = self._open_predictor(loaded)
         self._memory.count(predictor)
         await predictor.lane.warm_up(within_s=WARM_UP_S)

@@ -1,32 +1,16 @@
 """Evaluates live models, one evaluation at a time: what is measured is what is served."""
 
 import asyncio
-import contextlib
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final
 
 from app.engine.live import LiveModels
+from app.engine.short_slices import short_slices
 from app.evaluation.answer import Evaluation
 from app.evaluation.asking import Asking
 from app.evaluation.question import Question
 from app.evaluation.sitting import Sitting
 from training.progress import Progress
-
-SLICE_S: Final = 0.0005
-"""So long Python lets an evaluating thread go on, at most, while the event loop waits for it."""
-
-
-@contextlib.contextmanager
-def short_slices() -> Iterator[None]:
-    """Inside, no thread holds the interpreter for Python's usual five milliseconds."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(min(before, SLICE_S))
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(before)
 
 
 class Evaluator:
