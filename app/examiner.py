@@ -6,6 +6,8 @@ free. Whoever created one may wait for its end, and gets the exception where it 
 
 import asyncio
 import contextlib
+import hashlib
+import json
 import logging
 import os
 import socket
@@ -20,6 +22,7 @@ from app.evaluation.documents import Documents
 from app.evaluation.evaluator import Evaluator
 from app.evaluation.question import Question
 from app.evaluation.rule import Rule
+from app.evaluation.uploads import Uploads
 from app.jobs.job import Job, JobError, Kind, NewJob, StaleWorker
 from app.jobs.store import JobStore
 from app.promotion import Promotion, Proposal, promote
@@ -42,6 +45,7 @@ class Examiner:
     Args:
         jobs: where they are rows.
         documents: where what they found is kept.
+        uploads: samples that go with the evaluation that they were sent for.
         evaluator: of this server.
         store: whose aliases move.
         timeout_s: no evaluation takes longer.
@@ -51,11 +55,12 @@ class Examiner:
         self,
         jobs: JobStore,
         documents: Documents,
+        uploads: Uploads,
         evaluator: Evaluator,
         store: ModelStore,
         timeout_s: float,
     ) -> None:
-        self.jobs, self.documents = jobs, documents
+        self.jobs, self.documents, self.uploads = jobs, documents, uploads
         self._evaluator, self._store, self._timeout_s = evaluator, store, timeout_s
         self._worker = f"{socket.gethostname()}-{os.getpid()}-examiner"
         self._something = asyncio.Event()
@@ -86,7 +91,7 @@ class Examiner:
         Raises:
             Whatever it failed with, if it failed in this time.
         """
-        job = await asyncio.to_thread(self.jobs.create, new)
+        job = await asyncio.to_thread(self._create, new)
         ending = self._endings.setdefault(job.id, asyncio.get_running_loop().create_future())
         self._something.set()
         # Read again: it may have been claimed, and done, before anybody waited for its end.
@@ -107,7 +112,9 @@ class Examiner:
         """End it, wherever it is; raises as `JobStore.cancel`."""
         job = await asyncio.to_thread(self.jobs.cancel, job_id, by=by)
         if self._running is not None and self._running[0] == job_id:
-            self._running[1].cancel()
+            self._running[1].cancel()  # what it reads goes when it has ended
+        else:
+            await asyncio.to_thread(self._let_go, job)
         return job
 
     async def read(self, job_id: str) -> dict[str, Any]:
@@ -121,7 +128,29 @@ class Examiner:
             raise NoSuchEvaluation(f"{job_id} has no report: it has not succeeded, or is deleted")
         return found
 
+    def _create(self, new: NewJob) -> Job:
+        """The job; samples that were sent twice for one, or for none, go at once."""
+        try:
+            job = self.jobs.create(new, fingerprint=_fingerprint(new))
+        except Exception:
+            self._let_go(new)
+            raise
+        if job.options != new.options:
+            self._let_go(new)
+        return job
+
+    def _let_go(self, job: Job | NewJob) -> None:
+        self.uploads.remove(job.options["question"]["dataset"])
+
+    def _sweep(self) -> None:
+        unfinished = self.jobs.unfinished(KINDS)
+        self.uploads.sweep({one.options["question"]["dataset"] for one in unfinished})
+
     async def _work(self) -> None:
+        try:
+            await asyncio.to_thread(self._sweep)
+        except (ServiceError, OSError) as error:
+            log.warning("what killed servers left of uploads stays there: %s", error)
         while True:
             try:
                 job = await asyncio.to_thread(self._claim)
@@ -148,6 +177,7 @@ class Examiner:
         error: BaseException | None = None
         try:
             result = await task
+            await asyncio.to_thread(self.jobs.heartbeat, job, dict(progress))
             await asyncio.to_thread(self.jobs.succeed, job, result)
         except asyncio.CancelledError:
             if asyncio.current_task() is not None and asyncio.current_task().cancelling():  # type: ignore[union-attr]
@@ -164,6 +194,7 @@ class Examiner:
             heart.cancel()
             task.cancel()
             self._running = None
+        await asyncio.to_thread(self._let_go, job)
         self._end(job, error)
 
     async def _fail(self, job: Job, failure: Exception) -> None:
@@ -253,6 +284,13 @@ def options_of(question: Question, proposal: Mapping[str, Any] | None = None) ->
     """What a job's row holds of what is to be done."""
     options: dict[str, Any] = {"question": {**asdict(question), "top_k": list(question.top_k)}}
     return options if proposal is None else {**options, "proposal": dict(proposal)}
+
+
+def _fingerprint(new: NewJob) -> str:
+    """Of what was asked for: the same samples are the same, wherever they lie."""
+    question = {**new.options["question"], "dataset": new.dataset}
+    asked = [new.kind, {**new.options, "question": question}, new.model]
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
 def question_of(options: Mapping[str, Any]) -> Question:

@@ -42,12 +42,13 @@ from app.engine.decoding import Decoder
 from app.engine.device_memory import device_memory_bytes
 from app.engine.known_choices import KnownChoices
 from app.engine.live import LiveModels
-from app.engine.loading import LoadedVersion, load_version
+from app.engine.loading import load_version
 from app.engine.memory import budget_bytes
 from app.engine.predictor import Predictor
 from app.engine.shadow_figures import ShadowFigures
 from app.evaluation.documents import Documents
 from app.evaluation.evaluator import Evaluator
+from app.evaluation.uploads import Uploads
 from app.examiner import Examiner
 from app.http.access import AccessLog
 from app.http.listener import is_loopback
@@ -180,6 +181,7 @@ def create_app(
         evaluation_routes(
             examiner,
             engine.store,
+            intake,
             EvaluationLimits(
                 wait_s=settings.evaluation_wait_s,
                 datasets=settings.home / "datasets",
@@ -218,6 +220,8 @@ def _policy(settings: Settings) -> OriginPolicy:
             # Streamed to disk, and what lies below them JSON that is held in memory.
             "/v1/datasets": settings.max_dataset_bytes,
             "/v1/datasets/": settings.max_body_bytes,
+            "/v1/evaluations": settings.max_dataset_bytes,
+            "/v1/evaluations/": settings.max_body_bytes,
             "/v1/files": settings.max_dataset_bytes,
             "/v1/files/": settings.max_body_bytes,
         },
@@ -268,17 +272,16 @@ def build_engine(
     known = KnownChoices(settings.home / "cache" / "choices", settings.precision)
     compiler = Compiler(settings.home / "cache" / "compiled", threads)
 
-    def open_predictor(loaded: LoadedVersion) -> Predictor:
-        predictor = Predictor(loaded, batcher, decoder, options)
+    def compile_it(predictor: Predictor) -> None:
         if settings.compile != "off":
             sizes = predictor.lane.sizes
-            compiler.submit(loaded, sizes, always=settings.compile == "on")
-        return predictor
+            compiler.submit(predictor.loaded, sizes, always=settings.compile == "on")
 
     live = LiveModels(
         store,
         lambda version: load_version(version, device, settings.precision, known),
-        open_predictor,
+        lambda loaded: Predictor(loaded, batcher, decoder, options),
+        proven=compile_it,
         preload=settings.preload,
         watch_interval_s=settings.watch_interval_s,
         memory_budget_bytes=budget_bytes(settings.memory_budget_mb, device),
@@ -291,6 +294,7 @@ def build_examiner(settings: Settings, engine: Engine, jobs: JobStore) -> Examin
     return Examiner(
         jobs,
         Documents(settings.home / "evaluations"),
+        Uploads(settings.home / "evaluations" / "uploads"),
         Evaluator(engine.live, settings.threads or thread_count()),
         engine.store,
         settings.evaluation_timeout_s,

@@ -1,8 +1,8 @@
 """What is counted, and how Prometheus reads it.
 
 Counting is a few additions to plain numbers, because it happens on every request; the exposition
-format is prometheus-client's, made when somebody asks. Labels are routes, live models and statuses,
-never anything a client can invent, so the number of series is bounded.
+format is prometheus-client's, made when somebody asks. Labels are routes, models that are or were
+just live, and statuses, never anything a client can invent, so the number of series is bounded.
 """
 
 from bisect import bisect_left
@@ -23,6 +23,8 @@ from prometheus_client.registry import Collector
 LATENCY_BUCKETS_S: Final = (
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 )  # fmt: skip
+KEPT_VERSIONS: Final = 20
+"""So many versions that are gone keep their series, so that the next scrape sees how they ended."""
 BATCH_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
@@ -81,6 +83,7 @@ class Metrics(Collector):
         self._figures = figures
         self._device_memory_bytes = device_memory_bytes
         self._requests: dict[tuple[str, str, str, str], Histogram] = {}
+        self._versions: list[tuple[str, str]] = []  # that these name, the oldest first
         self._refusals: Counter[str] = Counter()
         self.registry = CollectorRegistry()
         self.registry.register(self)
@@ -93,6 +96,7 @@ class Metrics(Collector):
         key = (route, model, version, str(status))
         histogram = self._requests.get(key)
         if histogram is None:
+            self._note_version(model, version)
             histogram = self._requests[key] = Histogram(LATENCY_BUCKETS_S)
         histogram.observe(seconds)
 
@@ -130,6 +134,19 @@ class Metrics(Collector):
         for kind, size_bytes in self._device_memory_bytes().items():
             memory.add_metric([kind], size_bytes)
         yield memory
+
+    def _note_version(self, model: str, version: str) -> None:
+        """With each new version the series of those end that have been gone for the longest."""
+        if (model, version) in self._versions:
+            return
+        self._versions.append((model, version))
+        if len(self._versions) <= KEPT_VERSIONS:
+            return
+        live = {("", ""), *((one.model, str(one.version)) for one in self._figures())}
+        ended = set([one for one in self._versions if one not in live][:-KEPT_VERSIONS])
+        self._versions = [one for one in self._versions if one not in ended]
+        kept = {key: one for key, one in self._requests.items() if key[1:3] not in ended}
+        self._requests = kept
 
     def _request_family(self) -> Metric:
         family = HistogramMetricFamily(

@@ -3,21 +3,26 @@
 A process of its own publishes a new version, moves `production` to it, and waits until the server
 answers with it; every tenth is damaged on disk, must be refused, and leaves the one before in
 place. Meanwhile requests of four rows arrive in an open loop; each answer must be 200, and all of
-its rows must be those of the version that it names. Latency is compared with the same load without
-swaps, memory with what it was after the first swaps.
+its rows must be those of the version that it names. It goes in rounds: latency is compared with the
+same load without swaps just before, memory with what it was after the server's first swaps. Rounds
+that are done are kept (`--keep FILE`), and a run that is started again goes on behind them.
 """
 
 import argparse
 import asyncio
+import contextlib
 import json
 import math
+import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
@@ -48,12 +53,13 @@ KEPT_VERSIONS: Final = 3
 TOLERANCE: Final = 1e-4
 PATIENCE_S: Final = 20.0
 FIRST_SWAPS: Final = 20
+NICENESS: Final = 10
 MEBIBYTE: Final = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of one run.
+    """What came of one round.
 
     Attributes:
         num_swaps: versions that production was moved to, the damaged ones included.
@@ -61,7 +67,7 @@ class Outcome:
         num_unseen: versions that were not served, or damaged ones not refused, in time.
         num_wrong: answers in which a row was not that of the version named.
         num_versions: that answered.
-        memory_first, memory_last: of the server after the first swaps and after the last, bytes.
+        memory_first, memory_last: of the server after its first swaps and after this round, bytes.
     """
 
     steady: Summary
@@ -88,6 +94,12 @@ class Outcome:
     def memory_growth(self) -> float:
         """Share by which memory grew after the first swaps."""
         return self.memory_last / self.memory_first - 1
+
+    @classmethod
+    def of(cls, document: dict[str, Any]) -> "Outcome":
+        """As `asdict` wrote it down."""
+        loads = {name: Summary(**document[name]) for name in ("steady", "swapping")}
+        return cls(**{**document, **loads})
 
 
 class Checked(OpenLoop):
@@ -147,14 +159,15 @@ def publish(store: ModelStore, seed: int) -> int:
     ).number
 
 
-def swapper(home: str, port: str, num_swaps: str, pace_s: str) -> None:
+def swapper(home: str, port: str, first: str, num_swaps: str, pace_s: str) -> None:
     """The process that publishes and moves; prints a line for each version, and for each swap."""
     store = ModelStore(Path(home) / "models")
     torch.set_num_threads(1)
-    with httpx.Client(base_url=f"http://{HOST}:{port}/v1/models/{NAME}", timeout=10) as client:
+    os.nice(NICENESS)  # it shares a processor with the generator, whose moments are what counts
+    with httpx.Client(base_url=f"http://{HOST}:{port}", timeout=10) as client:
         print(json.dumps({"ready": True}), flush=True)
         sys.stdin.readline()  # the load has begun
-        for index in range(1, int(num_swaps) + 1):
+        for index in range(int(first), int(first) + int(num_swaps)):
             began = time.monotonic()
             corrupt = index % EVERY_CORRUPT == 0
             number = publish(store, seed=index)
@@ -178,15 +191,22 @@ def damage(path: Path) -> None:
 
 
 def wait_for(client: httpx.Client, number: int, corrupt: bool) -> bool:
-    """Whether the server serves version `number`, or says that it cannot, within its time."""
+    """Whether the server serves version `number`, or says that it cannot, within its time.
+
+    A good one is looked for by predicting, which costs the server a tenth of a look at the alias.
+    """
     until = time.monotonic() + PATIENCE_S
+    sent = payload()
     while time.monotonic() < until:
-        state = client.get(f"/aliases/{PRODUCTION}").json()
-        if corrupt and any(f"{NAME}:{number} " in fault for fault in state["faults"]):
+        time.sleep(0.05)
+        if not corrupt:
+            answer = client.post(sent.path, content=sent.body, headers=dict(sent.headers))
+            if answer.json().get("version") == number:
+                return True
+            continue
+        state = client.get(f"/v1/models/{NAME}/aliases/{PRODUCTION}").json()
+        if any(f"{NAME}:{number} " in fault for fault in state["faults"]):
             return bool(state["serving"] != number)
-        if not corrupt and state["serving"] == number:
-            return True
-        time.sleep(0.02)
     return False
 
 
@@ -208,43 +228,57 @@ def served(home: Path, on: Sequence[int]) -> Iterator[System]:
         yield system
 
 
-def measure(
-    home: Path, *, num_swaps: int, pace_s: float, steady_s: float, rate_per_s: float = 0.0
-) -> Outcome:
-    """One run.
+def rounds(
+    home: Path,
+    *,
+    num_swaps: int,
+    pace_s: float,
+    steady_s: float,
+    rate_per_s: float = 0.0,
+    tell: Callable[[int], None] = lambda _: None,
+) -> Iterator[Outcome]:
+    """One round after the other on one server, for as long as they are asked for.
 
     Args:
+        num_swaps: of a round.
         pace_s: a swap begins so long after the one before, or when that is done.
         rate_per_s: of requests; 0 takes 0.8 of what the server can do, measured first.
+        tell: called with the number of swaps that this round has done.
     """
     *on, other = cores() if len(cores()) > 1 else cores() * 2
+    made_from, memory_first = {1: 0}, 0
     with served(home, on) as system:
         if not rate_per_s:
             best = closed_loop(payload(), system.port, connections=16, seconds=5, cores=[other])
             rate_per_s = 0.8 * best.rate_per_s
         message = payload().message(system.port)
-        plan = Plan(system.port, rate_per_s, steady_s, warm_up_s=2.0)
-        steady, _ = offered(plan, message)
-        seconds = num_swaps * pace_s + 5.0
-        lines = home / "swaps.jsonl"
-        with swapping(home, system.port, num_swaps, pace_s, lines) as process:
-            wait_ready(lines)
-            watch = _MemoryWatch(system, lines)
-            assert process.stdin is not None
-            process.stdin.write(b"\n")
-            process.stdin.flush()
-            summary, answers = offered(
-                Plan(system.port, rate_per_s, seconds, seed=1), message, watch
-            )
-        # What a slow machine has not swapped by now was not under load, and does not count.
-        done = [json.loads(line) for line in lines.read_text().splitlines()]
-        time.sleep(1.0)
-        last = system.memory_bytes()
-    return _outcome(steady, summary, done, answers, (watch.first or last, last))
+        for number in count():
+            steady, _ = offered(Plan(system.port, rate_per_s, steady_s, warm_up_s=2.0), message)
+            lines = home / f"swaps-{number}.jsonl"
+            plan = Plan(system.port, rate_per_s, num_swaps * pace_s + 5.0, seed=number + 1)
+            with swapping(
+                home, system.port, number * num_swaps + 1, num_swaps, pace_s, lines
+            ) as go:
+                wait_ready(lines)
+                watch = _Watch(system, lines, tell)
+                go()
+                summary, answers = offered(plan, message, watch)
+            # What a slow machine has not swapped by now was not under load, and does not count.
+            done = [json.loads(line) for line in lines.read_text().splitlines()]
+            made_from |= {
+                line["made"]: line["seed"]
+                for line in done
+                if "made" in line and not line["corrupt"]
+            }
+            time.sleep(1.0)
+            memory_last = system.memory_bytes()
+            memory_first = memory_first or watch.first or memory_last
+            swaps = [line for line in done if "seen" in line]
+            yield _outcome(steady, summary, swaps, answers, made_from, (memory_first, memory_last))
 
 
 def offered(
-    plan: Plan, message: bytes, watch: "_MemoryWatch | None" = None
+    plan: Plan, message: bytes, watch: "_Watch | None" = None
 ) -> tuple[Summary, list[tuple[int, tuple[float, ...]]]]:
     """Run a plan; what came of it, and what the answers said."""
 
@@ -259,37 +293,53 @@ def offered(
     return uvloop.run(run())
 
 
-class _MemoryWatch:
-    """Notes the server's memory once the first swaps are over."""
+class _Watch:
+    """Tells how many swaps are done, and notes the server's memory once the first ones are."""
 
-    def __init__(self, system: System, lines: Path) -> None:
+    def __init__(self, system: System, lines: Path, tell: Callable[[int], None]) -> None:
         self.first = 0
-        self._system, self._lines = system, lines
+        self._system, self._lines, self._tell = system, lines, tell
 
     async def look(self) -> None:
-        """Until then."""
-        while not self.first:
+        """Until it is cancelled."""
+        while True:
             await asyncio.sleep(0.5)
-            if self._lines.read_bytes().count(b"seen") >= FIRST_SWAPS:
+            num_swaps = self._lines.read_bytes().count(b"seen")
+            self._tell(num_swaps)
+            if num_swaps >= FIRST_SWAPS and not self.first:
                 self.first = self._system.memory_bytes()
 
 
 @contextmanager
 def swapping(
-    home: Path, port: int, num_swaps: int, pace_s: float, lines: Path
-) -> Iterator["subprocess.Popen[bytes]"]:
-    """The process that publishes and moves, on the generator's processor."""
+    home: Path, port: int, first: int, num_swaps: int, pace_s: float, lines: Path
+) -> Iterator[Callable[[], None]]:
+    """The process that publishes and moves, on the generator's processor; and what starts it."""
     other = cores()[-1]
     command = [sys.executable, "-m", "benchmarks.swap", "--swapper", str(home), str(port)]
     with lines.open("wb") as output:
         process = subprocess.Popen(
-            ["taskset", "--cpu-list", str(other), *command, str(num_swaps), str(pace_s)],
+            [
+                "taskset",
+                "--cpu-list",
+                str(other),
+                *command,
+                str(first),
+                str(num_swaps),
+                str(pace_s),
+            ],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=output,
         )
+
+        def go() -> None:
+            assert process.stdin is not None
+            process.stdin.write(b"\n")
+            process.stdin.flush()
+
         try:
-            yield process
+            yield go
         finally:
             process.kill()
             process.communicate()
@@ -307,23 +357,22 @@ def wait_ready(lines: Path) -> None:
 def _outcome(
     steady: Summary,
     summary: Summary,
-    done: list[dict[str, Any]],
+    swaps: list[dict[str, Any]],
     answers: list[tuple[int, tuple[float, ...]]],
+    made_from: dict[int, int],
     memory: tuple[int, int],
 ) -> Outcome:
-    made = [line for line in done if "made" in line and not line["corrupt"]]
-    made_from = {1: 0, **{line["made"]: line["seed"] for line in made}}
-    done = [line for line in done if "seen" in line]
-    rows = {version: expected_rows(seed) for version, seed in made_from.items()}
-    wrong = sum(not _matches(found, rows.get(version)) for version, found in answers)
+    found = {version for version, _ in answers}
+    rows = {version: expected_rows(seed) for version, seed in made_from.items() if version in found}
+    wrong = sum(not _matches(answer, rows.get(version)) for version, answer in answers)
     return Outcome(
         steady=steady,
         swapping=summary,
-        num_swaps=len(done),
-        num_refused=sum(line["corrupt"] and line["seen"] for line in done),
-        num_unseen=sum(not line["seen"] for line in done),
+        num_swaps=len(swaps),
+        num_refused=sum(line["corrupt"] and line["seen"] for line in swaps),
+        num_unseen=sum(not line["seen"] for line in swaps),
         num_wrong=wrong,
-        num_versions=len({version for version, _ in answers}),
+        num_versions=len(found),
         memory_first=memory[0],
         memory_last=memory[1],
     )
@@ -335,26 +384,38 @@ def _matches(found: tuple[float, ...], wanted: list[float] | None) -> bool:
     return all(math.isclose(a, b, abs_tol=TOLERANCE) for a, b in zip(found, wanted, strict=True))
 
 
-def _record(outcome: Outcome, command: str) -> Record:
+def _record(outcomes: Sequence[Outcome], command: str) -> Record:
+    def total(name: str) -> int:
+        return sum(getattr(one, name) for one in outcomes)
+
+    ratios = sorted(one.p99_ratio for one in outcomes)
+    growth = max((one.memory_growth for one in outcomes), key=abs)
+    ratio = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
     goals = [
-        ("requests that failed", f"{outcome.num_failed}", "0"),
-        ("answers that are not of the version they name", f"{outcome.num_wrong}", "0"),
-        ("swaps not served, or damage not refused", f"{outcome.num_unseen}", "0"),
-        ("p99 while swapping to steady", f"{outcome.p99_ratio:.2f}", "at most 2"),
-        ("memory after the last to the first swaps", f"{outcome.memory_growth:+.1%}", "within 2 %"),
+        ("requests that failed", f"{total('num_failed')}", "0"),
+        ("answers that are not of the version they name", f"{total('num_wrong')}", "0"),
+        ("swaps not served, or damage not refused", f"{total('num_unseen')}", "0"),
+        ("p99 while swapping to steady, median of the rounds", ratio, "at most 2"),
+        ("memory after a round to after the first swaps", f"{growth:+.1%}", "within 2 %"),
     ]
+    num_requests = sum(one.swapping.num_requests for one in outcomes)
     counts = [
-        ("swaps", f"{outcome.num_swaps}, {outcome.num_refused} of them refused as damaged"),
-        ("requests", f"{outcome.swapping.num_requests}, by {outcome.num_versions} versions"),
-        ("requests a second", f"{outcome.swapping.offered_per_s:.0f}"),
-        ("p50, p99 ms steady", f"{outcome.steady.p50_ms:.2f}, {outcome.steady.p99_ms:.2f}"),
-        ("p50, p99 ms swapping", f"{outcome.swapping.p50_ms:.2f}, {outcome.swapping.p99_ms:.2f}"),
-        (
-            "memory MiB",
-            f"{outcome.memory_first / MEBIBYTE:.0f}, {outcome.memory_last / MEBIBYTE:.0f}",
-        ),
-        ("generator late p99 ms", f"{outcome.swapping.late_p99_ms:.2f}"),
+        ("swaps", f"{total('num_swaps')}, {total('num_refused')} of them refused as damaged"),
+        ("requests", f"{num_requests}, by {total('num_versions')} versions"),
     ]
+    by_round = [
+        (
+            str(number),
+            f"{one.num_swaps}",
+            f"{one.swapping.offered_per_s:.0f}",
+            f"{one.steady.p50_ms:.2f}, {one.steady.p99_ms:.2f}",
+            f"{one.swapping.p50_ms:.2f}, {one.swapping.p99_ms:.2f}",
+            f"{one.swapping.late_p99_ms:.2f}",
+            f"{one.memory_last / MEBIBYTE:.0f}",
+        )
+        for number, one in enumerate(outcomes, start=1)
+    ]
+    heads = ("round", "swaps", "requests/s", "steady p50, p99 ms", "swapping", "late p99", "MiB")
     return Record(
         name="swap",
         command=command,
@@ -365,33 +426,75 @@ def _record(outcome: Outcome, command: str) -> Record:
         tables=[
             Table("Goals", [("what", "measured", "goal"), *goals]),
             Table("Counts", [("what", "measured"), *counts]),
+            Table("Rounds", [heads, *by_round]),
         ],
-        figures=asdict(outcome),
+        figures={"rounds": [asdict(one) for one in outcomes]},
     )
+
+
+def kept_in(path: Path | None) -> list[Outcome]:
+    """The rounds that an earlier run has kept."""
+    if path is None or not path.is_file():
+        return []
+    return [Outcome.of(json.loads(line)) for line in path.read_text().splitlines()]
+
+
+def run(options: argparse.Namespace) -> list[Outcome]:
+    """Rounds until there are as many swaps as are wanted, or the time is up."""
+    outcomes = kept_in(options.keep)
+    rate_per_s = outcomes[0].swapping.offered_per_s if outcomes else options.rate
+    began, longest_s = time.monotonic(), 0.0
+    with tempfile.TemporaryDirectory() as folder:
+
+        def tell(num_swaps: int) -> None:
+            done = sum(one.num_swaps for one in outcomes) + num_swaps
+            minutes = (time.monotonic() - began) / 60
+            bar = "#" * (30 * done // options.swaps)
+            line = f"\r[{bar:<30.30}] {done} of {options.swaps} swaps, {minutes:.1f} min"
+            print(line, end="", file=sys.stderr, flush=True)
+
+        loop = rounds(
+            Path(folder),
+            num_swaps=min(options.round, options.swaps),
+            pace_s=options.pace,
+            steady_s=options.steady,
+            rate_per_s=rate_per_s,
+            tell=tell,
+        )
+        with contextlib.closing(loop):
+            while sum(one.num_swaps for one in outcomes) < options.swaps:
+                started = time.monotonic()
+                if started - began + longest_s > 60 * options.minutes:
+                    break
+                outcomes.append(next(loop))
+                longest_s = max(longest_s, time.monotonic() - started)
+                if options.keep is not None:
+                    with options.keep.open("a") as file:
+                        file.write(json.dumps(asdict(outcomes[-1])) + "\n")
+    print(file=sys.stderr)
+    return outcomes
 
 
 def main(arguments: Sequence[str]) -> None:
     """Measure, print a table and one line of JSON."""
     if arguments[:1] == ["--swapper"]:
-        home, port, num_swaps, pace_s = arguments[1:]
-        swapper(home, port, num_swaps, pace_s)
+        swapper(*arguments[1:])
         return
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--swaps", type=int, default=1000)
+    parser.add_argument("--round", type=int, default=100, help="swaps of one round")
     parser.add_argument("--pace", type=float, default=0.25, help="seconds from swap to swap")
-    parser.add_argument("--steady", type=float, default=30.0, help="seconds without swaps")
+    parser.add_argument("--steady", type=float, default=10.0, help="seconds without, each round")
     parser.add_argument("--rate", type=float, default=0.0, help="requests a second; 0 finds 0.8")
+    parser.add_argument("--minutes", type=float, default=18.0, help="no round ends later")
+    parser.add_argument("--keep", type=Path, help="file of the rounds that are done")
     parser.add_argument("--write", action="store_true", help="keep it in benchmarks/results")
     options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory() as folder:
-        outcome = measure(
-            Path(folder),
-            num_swaps=options.swaps,
-            pace_s=options.pace,
-            steady_s=options.steady,
-            rate_per_s=options.rate,
-        )
-    record = _record(outcome, f"python -m benchmarks.swap {' '.join(arguments)}".strip())
+    outcomes = run(options)
+    if not outcomes:
+        sys.exit("there was no time for a single round; give it more --minutes")
+    typed = " ".join(arguments).replace(f"--keep {options.keep}", "--keep FILE")
+    record = _record(outcomes, f"python -m benchmarks.swap {typed}".strip())
     print(record)
     print(record.line())
     if options.write:

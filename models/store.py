@@ -320,12 +320,31 @@ class ModelStore:
             _check_holder(name, alias, aliases.holder(alias), expected)
             return aliases.append(alias, to, by=by, why=why, evidence=evidence or {}, split=split)
 
+    def rolls_back_to(
+        self, name: str, alias: str, *, expected: int | None | EllipsisType = ...
+    ) -> Version:
+        """The version that `roll_back` would let `alias` hold now; raises as that does."""
+        _checked(alias, _ALIAS, _ALIAS_RULE)
+        if not self.versions(name):
+            raise self._unknown(name)
+        aliases = self._aliases(name)
+        state = aliases.states().get(alias)
+        _check_holder(name, alias, state.to if state else None, expected)
+        if state is not None and state.to is not None and state.canary is not None:
+            return self.version(name, state.to)
+        kept = set(self.versions(name))
+        to = next((one for one in aliases.held_before(alias) if one in kept), None)
+        if to is None:
+            raise NothingToRollBack(f"{name}@{alias} has held no other version that is still there")
+        return self.version(name, to)
+
     def roll_back(
         self,
         name: str,
         alias: str,
         *,
         expected: int | None | EllipsisType = ...,
+        to: int | None = None,
         by: str = "local",
         why: str = "rolled back",
     ) -> AliasMove:
@@ -333,26 +352,22 @@ class ModelStore:
 
         A canary that runs is what is rolled back: it ends, and the version that is held stays.
 
+        Args:
+            to: the version that it was seen to go back to; None for whichever it is.
+
         Raises:
             NothingToRollBack: it has no canary, and held nothing before that is still there.
-            AliasMoved, BadName, UnknownModel, UnknownVersion, StoreBusy: as `move_alias`.
+            AliasMoved: it holds another version than expected, or would go back to another than
+                `to`; nothing is changed.
+            BadName, UnknownModel, UnknownVersion, StoreBusy: as `move_alias`.
         """
-        home = self._home(name)
-        _checked(alias, _ALIAS, _ALIAS_RULE)
-        with self._locked(home, name):
-            aliases = self._aliases(name)
-            state = aliases.states().get(alias)
-            _check_holder(name, alias, state.to if state else None, expected)
-            if state is not None and state.canary is not None:
-                to: int | None = state.to
-            else:
-                kept = set(self.versions(name))
-                to = next((one for one in aliases.held_before(alias) if one in kept), None)
-            if to is None:
-                raise NothingToRollBack(
-                    f"{name}@{alias} has held no other version that is still there"
-                )
-            return aliases.append(alias, to, by=by, why=why, evidence={}, rollback=True)
+        with self._locked(self._home(name), name):
+            back = self.rolls_back_to(name, alias, expected=expected)
+            if to not in (None, back.number):
+                raise AliasMoved(f"{name}@{alias} was moved meanwhile: it goes back to {back}")
+            return self._aliases(name).append(
+                alias, back.number, by=by, why=why, evidence={}, rollback=True
+            )
 
     def _homes(self) -> list[Path]:
         if not self.folder.is_dir():

@@ -198,6 +198,79 @@ def test_a_table_of_labels_in_a_zip(client: TestClient) -> None:
     assert kinds(document)["missing"]["files"] == ["line 26: pictures/gone.png"]
 
 
+def rows(kind: str) -> tuple[str, bytes]:
+    """Thirty rows of three classes, as an NPZ or a CSV."""
+    x = np.random.default_rng(0).random((30, 4), dtype=np.float32)
+    if kind == "npz":
+        return "numbers.npz", npz(x=x, y=np.arange(30) % 3 + 8)
+    lines = [",".join(map(str, [*row, f"c{index % 3}"])) for index, row in enumerate(x)]
+    return "numbers.csv", "\n".join(lines).encode()
+
+
+@pytest.mark.parametrize("kind", ["npz", "csv"])
+def test_rows_of_numbers_are_dropped_relabelled_renamed_and_moved(
+    client: TestClient, store: Any, kind: str
+) -> None:
+    names = ["8", "9", "10"] if kind == "npz" else ["c0", "c1", "c2"]
+    base = client.post(URL, files={"file": rows(kind)}).json()
+    assert base["classes"] == names
+    listed = client.get(f"{URL}/{base['id']}/samples").json()["data"]
+    changes = {
+        "drop": ["train 0", listed[1]["sha256"]],
+        "relabel": {"train 3": names[1]},
+        "rename": {names[2]: "rest"},
+        "move": {"train 4": "validation", "train 5": "validation"},
+    }
+    answer = client.post(f"{URL}/{base['id']}/derive", json=changes)
+    assert answer.status_code == 200, answer.text
+    derived = answer.json()
+    assert (derived["parent"], derived["num_samples"]) == (base["id"], 28)
+    assert derived["report"]["classes"]["rest"] == {"train": 9, "validation": 1}
+    after = client.get(f"{URL}/{derived['id']}/samples").json()["data"]
+    assert {one["sha256"] for one in after} == {one["sha256"] for one in listed[2:]}
+    labels = {one["sha256"]: (one["label"], one["part"]) for one in after}
+    assert labels[listed[3]["sha256"]] == (names[1], "train")
+    assert labels[listed[5]["sha256"]] == ("rest", "validation")
+    # It opens like any other, and once more.
+    folder = store.folder.parent / "datasets" / derived["id"]
+    opened = drive(open_dataset(DataConfig.of(dataset=str(folder))))
+    assert len(opened.parts["validation"]) == 2
+    again = client.post(f"{URL}/{derived['id']}/derive", json={"drop": ["train 0"]})
+    assert again.json()["num_samples"] == 27
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"drop": ["train 99"]}, "there is no sample 'train 99'"),
+        ({"move": {f"train {index}": "test" for index in range(30)}}, "x_train"),
+        ({"drop": [f"train {index}" for index in range(30)]}, "x and y"),
+        (
+            {"add": [{"name": "a", "label": "8", "picture": base64.b64encode(b"x").decode()}]},
+            "can be dropped, relabelled, renamed and moved",
+        ),
+    ],
+)
+def test_what_rows_of_numbers_cannot_do_is_said(
+    client: TestClient, changes: dict[str, Any], words: str
+) -> None:
+    base = client.post(URL, files={"file": rows("npz")}).json()
+    answer = client.post(f"{URL}/{base['id']}/derive", json=changes)
+    assert answer.status_code == 422, answer.text
+    assert words in answer.json()["error"]["message"]
+
+
+def test_grey_pictures_in_arrays_stay_what_they_were(client: TestClient) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 3, 5, 3), dtype=np.uint8)
+    grey = np.random.default_rng(1).integers(0, 256, (20, 3, 3), dtype=np.uint8)
+    for x in (pixels, grey):
+        base = client.post(URL, files={"file": ("a.npz", npz(x=x, y=np.arange(20) % 2))}).json()
+        before = client.get(f"{URL}/{base['id']}/samples").json()["data"]
+        one = client.post(f"{URL}/{base['id']}/derive", json={"drop": ["train 0"]}).json()
+        after = client.get(f"{URL}/{one['id']}/samples").json()["data"]
+        assert [sample["sha256"] for sample in after] == [s["sha256"] for s in before[1:]]
+
+
 def test_numbers_come_as_npz_or_csv(client: TestClient) -> None:
     file = io.BytesIO()
     generator = np.random.default_rng(0)

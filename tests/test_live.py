@@ -2,9 +2,11 @@
 
 import asyncio
 import gc
+import sys
 import time
 import weakref
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,10 +14,12 @@ import torch
 from conftest import publish_cnn
 
 from app.engine.live import LiveModels
+from app.engine.loading import LoadedVersion
+from app.engine.short_slices import SLICE_S
 from app.errors import LoadFailed, Unavailable
 from app.main import build_engine
 from app.settings import Settings
-from models.store import ModelStore, UnknownModel, UnknownVersion
+from models.store import ModelStore, UnknownModel, UnknownVersion, Version
 
 pytestmark = pytest.mark.anyio
 
@@ -98,6 +102,36 @@ async def test_golden_outputs_that_differ_are_refused(live: LiveModels, store: M
     _replace_golden_outputs(version.folder)
     with pytest.raises(LoadFailed, match="golden"):
         await live.get("other")
+
+
+async def test_only_what_is_proven_is_told_to_who_compiles(
+    live: LiveModels, store: ModelStore
+) -> None:
+    publish_cnn(store, "digits", seed=2)
+    told, load = [], live.loads.load
+    live.loads._tell_proven = told.append
+
+    def other_answers(version: Version) -> LoadedVersion:
+        loaded = load(version)
+        assert loaded.reference.outputs is not None
+        wrong = replace(loaded.reference, outputs=loaded.reference.outputs + 1)
+        return replace(loaded, reference=wrong) if version.number == 2 else loaded
+
+    live.loads.load = other_answers
+    with pytest.raises(LoadFailed, match="served, it changes golden outputs"):
+        await live.get("digits", "2")
+    assert told == []
+    predictor = await live.get("digits")
+    assert told == [predictor]
+
+
+async def test_a_load_gives_the_interpreter_away_soon(live: LiveModels, store: ModelStore) -> None:
+    publish_cnn(store, "other", seed=4)
+    before, seen, load = sys.getswitchinterval(), [], live.loads.load
+    live.loads.load = lambda version: seen.append(sys.getswitchinterval()) or load(version)  # type: ignore[func-returns-value]
+    await asyncio.gather(live.get("digits"), live.get("other"))
+    assert seen == pytest.approx([SLICE_S, SLICE_S])
+    assert sys.getswitchinterval() == before
 
 
 async def test_unload_and_load(live: LiveModels) -> None:

@@ -176,6 +176,23 @@ def test_a_version_that_cannot_load_moves_nothing_and_says_why(
     assert predicted(client)["version"] == 1
 
 
+@pytest.mark.usefixtures("two")
+def test_rolling_back_to_what_cannot_load_changes_nothing_and_says_why(
+    client: TestClient, store: ModelStore
+) -> None:
+    client.put(f"{URL}/aliases/production", json={"version": 2})
+    before = store.history("digits")
+    weights = store.version("digits", 1).folder / WEIGHTS
+    weights.chmod(0o644)
+    weights.write_bytes(weights.read_bytes()[:-1])
+    answer = client.post(f"{URL}/aliases/production/rollback")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "version_unusable")
+    assert "digits:1 cannot be loaded" in answer.json()["error"]["message"]
+    assert "digits@production stays where it is" in answer.json()["error"]["message"]
+    assert store.history("digits") == before
+    assert predicted(client)["version"] == 2
+
+
 def test_what_another_process_moves_is_noticed_and_a_failure_shows(
     client: TestClient, two: ModelStore
 ) -> None:

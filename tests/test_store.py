@@ -386,7 +386,10 @@ def test_rolling_back_goes_to_what_was_held_before(three: ModelStore) -> None:
     with pytest.raises(AliasMoved):
         three.roll_back("digits", PRODUCTION, expected=3)
     three.move_alias("digits", PRODUCTION, 3)
-    assert three.roll_back("digits", PRODUCTION).to == 1
+    assert three.rolls_back_to("digits", PRODUCTION) == three.version("digits", 1)
+    with pytest.raises(AliasMoved, match="goes back to digits:1"):
+        three.roll_back("digits", PRODUCTION, to=2)
+    assert three.roll_back("digits", PRODUCTION, to=1).to == 1
 
 
 def test_rolling_back_ends_a_canary_and_passes_over_what_was_deleted(three: ModelStore) -> None:

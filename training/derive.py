@@ -70,16 +70,26 @@ def derive(
         ChangeRefused: all that cannot be done.
         training.picture_check.UnusablePicture: an added file is no picture.
     """
-    if base.manifest.kind != "pictures":
-        raise ChangeRefused(f"{base.id} is one file of numbers; send a changed one instead")
+    are_numbers = base.manifest.kind != "pictures"
+    if are_numbers and changes.add:
+        raise ChangeRefused(
+            f"{base.id} holds numbers, to which no picture can be added; rows can be dropped, "
+            "relabelled, renamed and moved, and more of them come as a whole file"
+        )
     before = base.samples()
     _check(before, changes)
     dropped, faulty = set(changes.drop), _faulty(base, before, changes.drop_faults)
-    kept = [
-        _changed(one, changes)
+    staying = [
+        (position, _changed(one, changes))
         for position, one in enumerate(before)
         if not (one.name in dropped or one.sha256 in dropped or position in faulty)
     ]
+    if are_numbers:
+        from training.derive_numbers import rewritten  # which takes torch
+
+        yield Progress("read", 0, len(staying))
+        return rewritten(base, staying, staging, name)
+    kept = [one for _, one in staying]
     (staging / FILES).mkdir()
     records: list[SampleRecord] = []
     total = len(kept) + len(changes.add)

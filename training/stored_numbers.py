@@ -53,9 +53,7 @@ def checked_npz(archive: Archive, name: str, staging: Path) -> Draft:
                 for chunk in archive.chunks(member):
                     file.write(chunk)
     sync_file(staging / ARRAYS)
-    return _draft(
-        _named(name, lambda: read_npz(staging / ARRAYS)), "arrays", name, staging / ARRAYS
-    )
+    return numbers_draft(name, lambda: read_npz(staging / ARRAYS), "arrays", staging / ARRAYS)
 
 
 def checked_csv(path: Path, name: str, staging: Path, label_column: str) -> Draft:
@@ -65,21 +63,14 @@ def checked_csv(path: Path, name: str, staging: Path, label_column: str) -> Draf
         DatasetFaults: all that is wrong.
     """
     write_file(staging / TABLE, lambda: _text(path, name))
-    source = _named(
-        name,
-        lambda: read_csv(staging / TABLE, label_column, only_numbers=True, max_rows=MAX_SAMPLES),
-    )
     if label_column:
         write_file(staging / LABEL_COLUMN, label_column.encode())
-    return _draft(source, "table", name, staging / TABLE)
-
-
-def _named(name: str, read: Callable[[], Source]) -> Source:
-    """What `read` gives; its faults are told of `name`, not of a path of ours."""
-    try:
-        return read()
-    except DatasetFaults as error:
-        raise DatasetFaults(name, error.faults) from None
+    return numbers_draft(
+        name,
+        lambda: read_csv(staging / TABLE, label_column, only_numbers=True, max_rows=MAX_SAMPLES),
+        "table",
+        staging / TABLE,
+    )
 
 
 def _text(path: Path, name: str) -> Iterator[bytes]:
@@ -114,7 +105,16 @@ def _names(part: str, count: int) -> list[str]:
     return [f"{part} {index}" for index in range(count)]
 
 
-def _draft(source: Source, kind: Kind, name: str, path: Path) -> Draft:
+def numbers_draft(name: str, read: Callable[[], Source], kind: Kind, path: Path) -> Draft:
+    """The draft of what `read` gives from the file at `path`.
+
+    Raises:
+        DatasetFaults: all that is wrong, told of `name` and not of a path of ours.
+    """
+    try:
+        source = read()
+    except DatasetFaults as error:
+        raise DatasetFaults(name, error.faults) from None
     wrong = [sentence for label in source.classes if (sentence := label_fault(label))]
     if wrong:
         raise DatasetFaults(name, wrong)

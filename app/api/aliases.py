@@ -10,11 +10,12 @@ from app.api.caller import read_body
 from app.api.permission import key_name, requires
 from app.api.schema import error_answers, shown
 from app.engine.live import LiveModels
+from app.engine.predictor import Predictor
 from app.engine.shadow import ShadowCounts
 from app.errors import BadInput, LoadFailed, VersionUnusable
 from models.aliases import AliasMove, Split
 from models.manifest import sentence_of
-from models.store import ModelStore, UnknownVersion
+from models.store import ModelStore, UnknownVersion, Version
 
 MAX_BODY_BYTES: Final = 64 * 1024
 _MODEL: Final = Path(description="Name of the model.", examples=["digits"], max_length=80)
@@ -209,10 +210,7 @@ def _add_moving(router: APIRouter, store: ModelStore, live: LiveModels) -> None:
         split = _split_of(wish)
         wanted = {wish.version, *split.versions()}
         versions = await asyncio.to_thread(lambda: [store.version(model, one) for one in wanted])
-        try:
-            held = await live.prepare(versions)
-        except LoadFailed as error:
-            raise VersionUnusable(f"{error}; {model}@{alias} stays where it is") from error
+        held = await _prepared(live, versions, f"{model}@{alias}")
         _check_alike(held)
         move = await asyncio.to_thread(
             lambda: store.move_alias(
@@ -242,16 +240,21 @@ def _add_moving(router: APIRouter, store: ModelStore, live: LiveModels) -> None:
     )
     async def roll_back(request: Request, model: str = _MODEL, alias: str = _ALIAS) -> MoveRecord:
         wish = await _read(request, RollbackWish)
+        expected = _expected(wish)
+        back = await asyncio.to_thread(lambda: store.rolls_back_to(model, alias, **expected))
+        held = await _prepared(live, [back], f"{model}@{alias}")
         move = await asyncio.to_thread(
             lambda: store.roll_back(
                 model,
                 alias,
-                **_expected(wish),
+                **expected,
+                to=back.number,
                 by=key_name(request.scope),
                 why=wish.why or "rolled back",
             )
         )
         await live.refresh(model)
+        del held  # until now it kept what the alias needs
         return await _newest(store, model, move)
 
     @router.delete(
@@ -303,7 +306,15 @@ def _split_of(wish: AliasWish) -> Split:
     return split
 
 
-def _check_alike(held: list[Any]) -> None:
+async def _prepared(live: LiveModels, versions: list[Version], alias: str) -> list[Predictor]:
+    """What `alias` is about to need, live and proven, before it moves."""
+    try:
+        return await live.prepare(versions)
+    except LoadFailed as error:
+        raise VersionUnusable(f"{error}; {alias} stays where it is") from error
+
+
+def _check_alike(held: list[Predictor]) -> None:
     """Requests that are decoded for one version are handed to the others as they are."""
     kinds = [one.manifest.preprocessing for one in held]
     if any(kind != kinds[0] for kind in kinds):

@@ -156,11 +156,8 @@ class Intake:
         Raises:
             As `app.api.upload.receive_file` and what `told` names.
         """
-        expected = await asyncio.to_thread(self.expectation, wanted.model)
-        # Two folders: what a killed server leaves of either is swept by the next one.
-        async with staging_in(self.store) as arrival, staging_in(self.store) as staging:
-            path = arrival / "upload"
-            upload = await receive_file(request, path, self.options.max_dataset_bytes)
+        await asyncio.to_thread(self.expectation, wanted.model)  # unknown, before the body
+        async with self.arriving(request) as upload:
             wanted = wanted.completed(upload)
             digest = wanted.digest(upload.sha256)
             if key is not None:
@@ -168,15 +165,34 @@ class Intake:
                 if known is not None:
                     return known, False
             before = await asyncio.to_thread(self.store.ids)
-
-            def work(given_up: threading.Event) -> StoredDataset:
-                draft = _driven(self._take_in(upload, wanted, staging, expected), given_up)
-                return _as_told(self.store.publish(staging, draft, by=by), draft)
-
-            stored = await self.run(request, work)
+            stored = await self.check(request, upload, wanted, by, self.store)
         if key is not None:
             await asyncio.to_thread(self.store.keep_key, key, digest, stored.id)
         return stored, stored.id not in before
+
+    @contextlib.asynccontextmanager
+    async def arriving(self, request: Request) -> AsyncIterator[Upload]:
+        """The file in the body of `request`, on disk until the block ends.
+
+        Raises:
+            As `app.api.upload.receive_file`.
+        """
+        async with staging_in(self.store) as arrival:
+            yield await receive_file(request, arrival / "upload", self.options.max_dataset_bytes)
+
+    async def check(
+        self, request: Request, upload: Upload, wanted: Wanted, by: str, kept_in: DatasetStore
+    ) -> StoredDataset:
+        """What has arrived as a dataset of `kept_in`; raises what `run` does and `told` names."""
+        expected = await asyncio.to_thread(self.expectation, wanted.model)
+        # A folder beside that of the file: what a killed server leaves of either is swept.
+        async with staging_in(kept_in) as staging:
+
+            def work(given_up: threading.Event) -> StoredDataset:
+                draft = _driven(self._take_in(upload, wanted, staging, expected), given_up)
+                return _as_told(kept_in.publish(staging, draft, by=by), draft)
+
+            return await self.run(request, work)
 
     async def derive(
         self, request: Request, dataset_id: str, changes: Changes, name: str | None, by: str

@@ -1,180 +1,50 @@
 """`/v1/evaluations`: versions measured on labelled samples, and the gate that moves an alias.
 
-Small ones answer at once, larger ones are jobs: 202, and `Location` says where to ask.
+The samples are a dataset that is here, or come with the request. Small evaluations answer at once,
+larger ones are jobs: 202, and `Location` says where to ask.
 """
 
 import asyncio
 import re
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi import Path as PathParameter
 from fastapi.responses import HTMLResponse, JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ValidationError
 
+from app.api.caller import read_body
+from app.api.dataset_intake import Intake
 from app.api.evaluation_page import CONTENT_POLICY, evaluation_page
+from app.api.evaluation_schema import (
+    EXAMPLE,
+    PROMOTED,
+    Calibration,
+    Deleted,
+    EvaluationList,
+    EvaluationObject,
+    EvaluationRequest,
+    Id,
+    PromotionRequest,
+    Versions,
+    Wanted,
+)
+from app.api.evaluation_upload import BODY, invalid, is_form, receive_samples
 from app.api.permission import key_name, requires, requires_or_signed, signed_link
 from app.api.schema import error_answers, shown
 from app.errors import BadInput, JobConflict, JobUnknown, NotFound, NotPromoted, refusal_of, v1_body
 from app.evaluation.question import Question
-from app.evaluation.rule import Rule
 from app.examiner import KINDS, Examiner, options_of
 from app.jobs.job import Job, Kind, NewJob, State
 from models.store import ModelStore
 from training.builtin import NAMES
 from training.publish import with_temperature
 
+MAX_JSON_BYTES: Final = 64 * 1024
 DATASET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-MAX_TOP_K: Final = 10
-_FIGURES: Final = {
-    "accuracy": 0.9832,
-    "accuracy_interval": [0.9519, 0.9943],
-    "top_k": {"1": 0.9832, "3": 1.0},
-    "calibration_error": 0.0121,
-}
-_EXAMPLE: Final = {
-    "id": "eval-5f2c8a1d9b3e4f60718293a4",
-    "object": "evaluation",
-    "status": "succeeded",
-    "model": "digits:2",
-    "compare_to": "digits:1",
-    "dataset": "digits",
-    "created_at": 1795396800,
-    "finished_at": 1795396801,
-    "by": "local",
-    "progress": {"done": 179, "total": 179},
-    "error": None,
-    "result": {
-        "model": "digits",
-        "version": 2,
-        "num_samples": 179,
-        "num_left_out": 0,
-        "report": _FIGURES,
-        "comparison": {"num_gained": 31, "num_lost": 2, "p_value": 1.3e-07},
-        "worst_mistakes": [{"name": "sample 812", "target": "8", "predicted": "1", "loss": 3.1}],
-    },
-    "report_url": "/v1/evaluations/eval-5f2c8a1d9b3e4f60718293a4/report",
-}
-_PROMOTED: Final = {
-    **{key: value for key, value in _EXAMPLE.items() if key != "result"},
-    "id": "promotion-5f2c8a1d9b3e4f60718293a4",
-    "object": "promotion",
-    "promotion": {
-        "model": "digits",
-        "alias": "production",
-        "version": 2,
-        "previous": 1,
-        "promoted": True,
-        "sentence": "accuracy 0.9832 against 0.8212 is +0.1620, +0 wanted",
-    },
-}
-Id = Annotated[
-    str,
-    PathParameter(
-        description="Id of an evaluation or a promotion.", examples=[_EXAMPLE["id"]], max_length=80
-    ),
-]
-
-
-class Wanted(BaseModel):
-    """What the evaluation of two versions, and of one, have in common."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    dataset: str = Field(
-        description="The id of an uploaded dataset, or digits, mnist, fashion-mnist, cifar10.",
-        examples=["digits"],
-        max_length=64,
-    )
-    part: Literal["train", "validation", "test"] | None = Field(
-        None, description="The part to measure on; test, else validation, else all, if not given."
-    )
-    top_k: list[Annotated[int, Field(ge=1, le=100_000)]] = Field(
-        default_factory=lambda: [1, 3, 5],
-        min_length=1,
-        max_length=MAX_TOP_K,
-        description="The k for which the share of samples is wanted whose class is among the k "
-        "most probable.",
-    )
-    wait_s: float | None = Field(
-        None,
-        ge=0,
-        le=300,
-        description="How long to wait for the end before the answer is 202; 0 never waits.",
-    )
-
-
-class EvaluationRequest(Wanted):
-    """A version, samples, and maybe a version to compare with."""
-
-    model: str = Field(
-        description="`digits`, `digits@alias` or `digits:3`.", examples=["digits"], max_length=200
-    )
-    compare_to: str | None = Field(
-        None, description="Another version, named the same way.", max_length=200
-    )
-    leave_out_seen: bool | None = Field(
-        None,
-        description="Whether samples are left out that a version was trained or selected on; if "
-        "not given, they are where two versions are compared.",
-    )
-
-
-class PromotionRequest(Wanted):
-    """A candidate, samples, and the rule that must hold."""
-
-    version: int = Field(ge=1, description="Number of the candidate.", examples=[2])
-    rule: Rule
-
-
-class EvaluationObject(BaseModel):
-    """An evaluation or a promotion as it stands."""
-
-    id: str
-    object: Literal["evaluation", "promotion"]
-    status: State
-    model: str | None
-    compare_to: str | None
-    dataset: str | None
-    created_at: int
-    finished_at: int | None
-    by: str
-    progress: dict[str, Any]
-    error: dict[str, Any] | None
-    result: dict[str, Any] | None = Field(
-        None, description="What was found, once it has succeeded; in lists the figures alone."
-    )
-    promotion: dict[str, Any] | None = Field(
-        None, description="Of a promotion: whether the alias moved, and every part of the rule."
-    )
-    report_url: str | None = Field(None, description="The page to look at.")
-
-
-class EvaluationList(BaseModel):
-    """Evaluations, newest first."""
-
-    object: Literal["list"] = "list"
-    data: list[EvaluationObject]
-    has_more: bool
-
-
-class Deleted(BaseModel):
-    """What was deleted."""
-
-    id: str
-    object: Literal["evaluation", "promotion"]
-    deleted: Literal[True] = True
-
-
-class Calibration(BaseModel):
-    """The version with the fitted temperature."""
-
-    model: str
-    version: int
-    temperature: float
 
 
 class EvaluationLimits(BaseModel):
@@ -194,14 +64,16 @@ class EvaluationLimits(BaseModel):
 _LATER: Final[dict[int | str, dict[str, Any]]] = {
     202: {"description": "It goes on as a job; `Location` says where to ask."}
 }
-_CREATING: Final = error_answers(400, 403, 404, 408, 409, 413, 415, 422, 429, 500, 503, 504)
+_CREATING: Final = error_answers(400, 403, 404, 408, 409, 413, 415, 422, 429, 500, 503, 504, 507)
 _READING: Final = error_answers(400, 404, 422, 500, 503)
 
 
-def evaluation_routes(examiner: Examiner, store: ModelStore, limits: EvaluationLimits) -> APIRouter:
+def evaluation_routes(
+    examiner: Examiner, store: ModelStore, intake: Intake, limits: EvaluationLimits
+) -> APIRouter:
     """The routes about evaluations, and the gate."""
     router = APIRouter(tags=["evaluations"])
-    _add_creation(router, examiner, store, limits)
+    _add_creation(router, examiner, store, intake, limits)
     _add_reading(router, examiner)
     _add_changes(router, examiner, store)
     _add_gate(router, examiner, store, limits)
@@ -209,17 +81,21 @@ def evaluation_routes(examiner: Examiner, store: ModelStore, limits: EvaluationL
 
 
 def _add_creation(
-    router: APIRouter, examiner: Examiner, store: ModelStore, limits: EvaluationLimits
+    router: APIRouter,
+    examiner: Examiner,
+    store: ModelStore,
+    intake: Intake,
+    limits: EvaluationLimits,
 ) -> None:
     @router.post(
         "/v1/evaluations",
         summary="Measure a version on labelled samples, or compare two.",
-        responses={**shown(_EXAMPLE), **_LATER, **_CREATING},
+        responses={**shown(EXAMPLE), **_LATER, **_CREATING},
         dependencies=[requires("evaluate")],
+        openapi_extra=BODY,
         response_model=EvaluationObject,
     )
     async def create_evaluation(
-        wanted: EvaluationRequest,
         request: Request,
         response: Response,
         idempotency_key: Annotated[
@@ -227,11 +103,15 @@ def _add_creation(
             Header(max_length=200, description="The same key gives the same evaluation again."),
         ] = None,
     ) -> EvaluationObject:
-        models = [wanted.model] + ([wanted.compare_to] if wanted.compare_to else [])
-        named = [str(await asyncio.to_thread(store.resolve, one)) for one in models]
-        question = await asyncio.to_thread(
-            _question, wanted, limits, named[0], named[1] if len(named) > 1 else None
-        )
+        wanted: Versions
+        if is_form(request):
+            wanted, stored = await receive_samples(request, intake, examiner.uploads, store)
+            samples = Samples(stored.id, str(stored.folder), stored.manifest.name)
+        else:
+            wanted = read = await _read(request)
+            samples = await asyncio.to_thread(_found, read.dataset, limits)
+        named = [str(await asyncio.to_thread(store.resolve, one)) for one in wanted.versions()]
+        question = _question(wanted, samples, limits, *named)
         job = await examiner.create(
             NewJob(
                 Kind.EVALUATION,
@@ -239,7 +119,7 @@ def _add_creation(
                 by=key_name(request.scope),
                 idempotency_key=idempotency_key,
                 model=named[0],
-                dataset=wanted.dataset,
+                dataset=samples.id,
             ),
             limits.wait_s if wanted.wait_s is None else wanted.wait_s,
         )
@@ -251,7 +131,7 @@ def _add_reading(router: APIRouter, examiner: Examiner) -> None:
         "/v1/evaluations",
         summary="List evaluations, newest first.",
         responses={
-            **shown({"object": "list", "data": [_EXAMPLE], "has_more": False}),
+            **shown({"object": "list", "data": [EXAMPLE], "has_more": False}),
             **_READING,
         },
         dependencies=[requires("evaluate")],
@@ -274,7 +154,7 @@ def _add_reading(router: APIRouter, examiner: Examiner) -> None:
     @router.get(
         "/v1/evaluations/{evaluation}",
         summary="Describe one evaluation: how it stands, and what it found.",
-        responses={**shown(_EXAMPLE), **_READING},
+        responses={**shown(EXAMPLE), **_READING},
         dependencies=[requires("evaluate")],
     )
     async def describe_evaluation(evaluation: Id, request: Request) -> EvaluationObject:
@@ -304,7 +184,7 @@ def _add_changes(router: APIRouter, examiner: Examiner, store: ModelStore) -> No
     @router.post(
         "/v1/evaluations/{evaluation}/cancel",
         summary="End an evaluation that waits or runs.",
-        responses={**shown({**_EXAMPLE, "status": "cancelled", "result": None}), **_CREATING},
+        responses={**shown({**EXAMPLE, "status": "cancelled", "result": None}), **_CREATING},
         dependencies=[requires("evaluate")],
     )
     async def cancel_evaluation(evaluation: Id, request: Request) -> EvaluationObject:
@@ -315,7 +195,7 @@ def _add_changes(router: APIRouter, examiner: Examiner, store: ModelStore) -> No
         "/v1/evaluations/{evaluation}",
         summary="Delete an evaluation that has ended, with its report.",
         responses={
-            **shown({"id": _EXAMPLE["id"], "object": "evaluation", "deleted": True}),
+            **shown({"id": EXAMPLE["id"], "object": "evaluation", "deleted": True}),
             **_CREATING,
         },
         dependencies=[requires("evaluate")],
@@ -361,7 +241,7 @@ def _add_gate(
     @router.post(
         "/v1/models/{model}/aliases/{alias}/promote",
         summary="Move an alias to a version if it is better by a rule.",
-        responses={**shown(_PROMOTED), **_LATER, **_CREATING},
+        responses={**shown(PROMOTED), **_LATER, **_CREATING},
         dependencies=[requires("models:activate")],
         response_model=EvaluationObject,
     )
@@ -382,7 +262,8 @@ def _add_gate(
         held = (await asyncio.to_thread(store.aliases, model)).get(alias)
         if held == wanted.version:
             raise NotPromoted(f"{model}@{alias} holds version {held} already")
-        question = await asyncio.to_thread(_question, wanted, limits, str(version), None)
+        samples = await asyncio.to_thread(_found, wanted.dataset, limits)
+        question = _question(wanted, samples, limits, str(version))
         proposal = {
             "name": model,
             "alias": alias,
@@ -408,28 +289,54 @@ def _add_gate(
         return JSONResponse({**body, "report_url": answer.report_url}, refusal.status)
 
 
-def _question(
-    wanted: Wanted, limits: EvaluationLimits, model: str, compare_to: str | None
-) -> Question:
-    """The question, with the dataset found.
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """What is measured on: the id of the dataset, where it lies, and what a person calls it."""
+
+    id: str
+    path: str
+    shown_as: str
+
+
+async def _read(request: Request) -> EvaluationRequest:
+    """The JSON of a request whose samples are here already, bounded before it is parsed."""
+    length = request.headers.get("content-length")
+    body = await read_body(request.receive, length.encode() if length else None, MAX_JSON_BYTES)
+    try:
+        return EvaluationRequest.model_validate_json(bytes(body))
+    except ValidationError as error:
+        raise invalid(error) from None
+
+
+def _found(dataset: str, limits: EvaluationLimits) -> Samples:
+    """The samples of a dataset that was uploaded, or is built in.
 
     Raises:
         NotFound: there is no such dataset. A path is never taken for one.
     """
-    dataset = wanted.dataset
-    if dataset not in NAMES:
-        folder = limits.datasets / dataset
-        if not DATASET.fullmatch(dataset) or not folder.is_dir():
-            known = ", ".join(NAMES)
-            raise NotFound(
-                f"there is no dataset {dataset[:80]!r}; upload one, or take one of {known}",
-                param="dataset",
-            )
-        dataset = str(folder)
+    if dataset in NAMES:
+        return Samples(dataset, dataset, dataset)
+    folder = limits.datasets / dataset
+    if not DATASET.fullmatch(dataset) or not folder.is_dir():
+        known = ", ".join(NAMES)
+        raise NotFound(
+            f"there is no dataset {dataset[:80]!r}; upload one, or take one of {known}",
+            param="dataset",
+        )
+    return Samples(dataset, str(folder), dataset)
+
+
+def _question(
+    wanted: Wanted,
+    samples: Samples,
+    limits: EvaluationLimits,
+    model: str,
+    compare_to: str | None = None,
+) -> Question:
     return Question(
         model=model,
-        dataset=dataset,
-        shown_as=wanted.dataset,
+        dataset=samples.path,
+        shown_as=samples.shown_as,
         compare_to=compare_to,
         part=wanted.part,
         leave_out_seen=getattr(wanted, "leave_out_seen", None),

@@ -49,6 +49,7 @@ class LiveModels:
         store: where versions rest.
         load: brings a version to the device and checks it; runs in a thread.
         open_predictor: gives what was loaded its place in the batcher; runs on the event loop.
+        proven: called on the event loop with each version that answered as it should.
         preload: references that must be live before the service is ready.
         watch_interval_s: how often the store is looked at.
         memory_budget_bytes: for the weights of all that is live; None for no bound.
@@ -60,6 +61,7 @@ class LiveModels:
         load: Callable[[Version], LoadedVersion],
         open_predictor: Callable[[LoadedVersion], Predictor],
         *,
+        proven: Callable[[Predictor], None] = lambda _: None,
         preload: tuple[str, ...] = (),
         watch_interval_s: float = 1.0,
         memory_budget_bytes: int | None = None,
@@ -67,7 +69,7 @@ class LiveModels:
         self.store = store
         self.preload = preload
         self.memory = Memory(memory_budget_bytes)
-        self.loads = Loads(load, open_predictor, self._make_room, self.memory)
+        self.loads = Loads(load, open_predictor, proven, self._make_room, self.memory)
         self._watch_interval_s = watch_interval_s
         # What a request looks into: of the routes below those where there is nothing to choose.
         self._whole: dict[str, Predictor] = {}

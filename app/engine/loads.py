@@ -18,6 +18,7 @@ import torch
 from app.engine.loading import LoadedVersion
 from app.engine.memory import Memory
 from app.engine.predictor import Predictor
+from app.engine.short_slices import short_slices
 from app.errors import LoadFailed, ServiceError
 from models.checkpoint import CheckpointError
 from models.manifest import WEIGHTS
@@ -55,6 +56,7 @@ class Loads:
     Args:
         load: reads and checks a version; runs in a thread.
         open_predictor: gives what was loaded its place in the batcher.
+        proven: called with each version that is live from now on.
         make_room: called with a version and its size in bytes before it is loaded.
         memory: counts what is live and what is coming.
     """
@@ -63,11 +65,13 @@ class Loads:
         self,
         load: Callable[[Version], LoadedVersion],
         open_predictor: Callable[[LoadedVersion], Predictor],
+        proven: Callable[[Predictor], None],
         make_room: Callable[[Version, int], Awaitable[None]],
         memory: Memory,
     ) -> None:
         self.load = load
         self._open_predictor = open_predictor
+        self._tell_proven = proven
         self._make_room = make_room
         self._memory = memory
         # Weak: what nobody holds any more is gone, what somebody still holds need not be loaded.
@@ -131,6 +135,7 @@ class Loads:
             raise LoadFailed(failure.reason) from None
         self._failures.pop(key, None)
         self._loaded[key] = predictor
+        self._tell_proven(predictor)
         log.info("%s is live after %.0f ms", version, (time.monotonic() - began) * 1000)
         return predictor
 
@@ -140,7 +145,8 @@ class Loads:
         size_bytes = await loop.run_in_executor(self._threads, _size_bytes, version)
         await self._make_room(version, size_bytes)
         with self._memory.coming(size_bytes):
-            loaded = await loop.run_in_executor(self._threads, self.load, version)
+            with short_slices():
+                loaded = await loop.run_in_executor(self._threads, self.load, version)
             predictor = self._open_predictor(loaded)
         self._memory.count(predictor)
         await predictor.lane.warm_up(within_s=WARM_UP_S)

@@ -4,13 +4,14 @@ import asyncio
 import math
 import threading
 import time
+import weakref
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Final
 
 from torch import Tensor
 
-from app.engine.lane import LOWEST
+from app.engine.lane import LOWEST, Lane
 from app.engine.live import LiveModels
 from app.engine.predictor import Prediction, Predictor
 from app.errors import DeadlineExceeded, Overloaded
@@ -30,7 +31,8 @@ class Asking:
     def __init__(self, live: LiveModels, loop: asyncio.AbstractEventLoop, deadline: float) -> None:
         self._live, self._loop, self._deadline = live, loop, deadline
         self._stopped = threading.Event()
-        self._num_own = 0
+        self._counted: weakref.WeakKeyDictionary[Lane, int] = weakref.WeakKeyDictionary()
+        self._num_answered = self._num_own = 0
         self._num_others = self._answered_to_others()
         self._others_at = -math.inf
 
@@ -48,6 +50,11 @@ class Asking:
             raise Stopped
         if time.monotonic() > self._deadline:
             raise DeadlineExceeded("the time was up before the evaluation was done")
+
+    @property
+    def left_s(self) -> float:
+        """Time until the deadline."""
+        return max(0.0, self._deadline - time.monotonic())
 
     @property
     def is_quiet(self) -> bool:
@@ -69,6 +76,18 @@ class Asking:
                 return future.result(timeout=POLL_S)
             except TimeoutError:
                 self.check()
+
+    def rest(self, seconds: float) -> None:
+        """Ask nothing for so long, or until nobody else has asked for a while.
+
+        Raises:
+            Stopped, DeadlineExceeded.
+        """
+        until = time.monotonic() + seconds
+        while not self.is_quiet and (left_s := until - time.monotonic()) > 0:
+            self._stopped.wait(min(left_s, QUIET_S / 4))
+            self.check()
+            self._loop.call_soon_threadsafe(self._look)
 
     def folder_of(self, predictor: Predictor) -> Path:
         """Where its version rests."""
@@ -96,5 +115,8 @@ class Asking:
 
     def _answered_to_others(self) -> int:
         """Fewer than there were by the own requests that are on their way, never more."""
-        lanes = [one.lane for one in self._live.loaded()]
-        return sum(lane.statistics.num_requests for lane in lanes) - self._num_own
+        for lane in [one.lane for one in self._live.loaded()]:
+            num_requests = lane.statistics.num_requests
+            self._num_answered += max(0, num_requests - self._counted.get(lane, 0))
+            self._counted[lane] = num_requests
+        return self._num_answered - self._num_own

@@ -1,11 +1,12 @@
 """What evaluations found, one JSON file each: the row of a job holds the figures, this the rest."""
 
-import json
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
+
+import orjson
 
 _ID: Final = re.compile(r"[a-z]+-[0-9a-f]{8,64}")
 
@@ -26,7 +27,8 @@ class Documents:
         path = self._path(name)
         aside = path.with_suffix(".part")
         with aside.open("wb") as file:
-            file.write(json.dumps(document, ensure_ascii=False, allow_nan=False).encode())
+            # Ten times as fast as json, and as long it stops every other thread.
+            file.write(orjson.dumps(document))
             file.flush()
             os.fsync(file.fileno())
         aside.rename(path)
@@ -34,7 +36,7 @@ class Documents:
     def read(self, name: str) -> dict[str, Any] | None:
         """None where it is not there any more."""
         try:
-            found: dict[str, Any] = json.loads(self._path(name).read_bytes())
+            found: dict[str, Any] = orjson.loads(self._path(name).read_bytes())
         except FileNotFoundError:
             return None
         return found

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from app.engine.live import LiveModels
+from app.engine.short_slices import short_slices
 from app.evaluation.answer import Evaluation
 from app.evaluation.asking import Asking
 from app.evaluation.question import Question
@@ -49,7 +50,7 @@ class Evaluator:
             predictors = [await self._live.get(*_split(one)) for one in references]
             asking = Asking(self._live, asyncio.get_running_loop(), deadline)
             sitting = Sitting(question, predictors, asking, self._num_threads, watch)
-            with ThreadPoolExecutor(1, thread_name_prefix="evaluate") as thread:
+            with short_slices(), ThreadPoolExecutor(1, "evaluate") as thread:
                 running = asyncio.wrap_future(thread.submit(sitting.run))
                 try:
                     return await asyncio.shield(running)

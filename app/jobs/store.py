@@ -124,6 +124,12 @@ class JobStore:
         with self.database.read() as connection:
             return [job_of(row) for row in connection.execute(query.order_by(JOBS.c.number))]
 
+    def unfinished(self, kinds: Collection[Kind]) -> Sequence[Job]:
+        """The jobs of these kinds that have not ended, oldest first."""
+        query = sql.select(JOBS).where(JOBS.c.state.not_in(FINAL), JOBS.c.kind.in_(kinds))
+        with self.database.read() as connection:
+            return [job_of(row) for row in connection.execute(query.order_by(JOBS.c.number))]
+
     def has_queued(self, kinds: Collection[Kind]) -> bool:
         """Whether something waits; costs less than a claim that finds nothing."""
         with self.database.read() as connection:
