@@ -53,7 +53,7 @@ from app.http.access import AccessLog
 from app.http.origin import OriginGuard, OriginPolicy
 from app.http.server import is_loopback
 from app.jobs.store import JobStore
-from app.jobs.worker import open_runner, open_store
+from app.jobs.worker import open_courier, open_runner, open_store
 from app.metrics import BATCH_BUCKETS, Histogram, Metrics, ModelFigures
 from app.settings import Settings
 from app.tracing import tracing_of
@@ -103,6 +103,7 @@ def create_app(
         models.device.DeviceUnavailable: the wanted device is not here.
         app.auth.key.KeyFault: a file of keys cannot be read, or a key in the environment is none.
         app.tracing.TracingUnavailable: it is asked for, and OpenTelemetry is not installed.
+        app.jobs.webhook.SecretUnfit, app.jobs.destination.DestinationRefused: no webhook could go.
     """
     tracing = tracing_of(settings)
     sources = KeySources(settings.home, settings.api_keys_file, settings.api_key)
@@ -116,6 +117,7 @@ def create_app(
     engine = build_engine(settings, on_broken)
     jobs = open_store(settings)
     runner = open_runner(settings, jobs)
+    courier = open_courier(settings, jobs)
     explainer = Explainer(settings.max_explanations)
     intake = Intake(settings.datasets_folder, engine.store, _intake_options(settings))
     metrics = Metrics(
@@ -138,7 +140,11 @@ def create_app(
         keys.start()
         if settings.jobs:
             runner.start()
+        if courier is not None:
+            courier.start()
         yield
+        if courier is not None:
+            await courier.stop()
         await examiner.stop()
         await runner.stop()
         await keys.stop()
@@ -175,7 +181,9 @@ def create_app(
         settings.home, settings.datasets_folder, settings.data_root, device=settings.device
     )
     streams = EventStreams(jobs, draining)
-    app.include_router(fine_tuning_routes(Desk(jobs, runner, engine.store, places, streams)))
+    app.include_router(
+        fine_tuning_routes(Desk(jobs, runner, engine.store, places, streams, courier))
+    )
     app.include_router(
         evaluation_routes(
             examiner,

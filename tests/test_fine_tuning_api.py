@@ -262,3 +262,27 @@ def test_the_end_of_a_job_creates_the_promotion_in_one(
     assert (follower.model, follower.dataset) == ("digits:2", dataset)
     assert follower.options["proposal"]["version"] == 2
     assert client.get(f"{URL}/{job.id}").json()["promotion"]["id"] == follower.id
+
+
+def test_a_job_tells_its_own_address_and_that_of_all_jobs(store: ModelStore) -> None:
+    home = {"home": store.folder.parent, "device": "cpu", "threads": 1, "jobs": False}
+    secret, hosts = f"whsec_{'A' * 40}", "a.example.com,b.example.com"
+    settings = Settings(
+        **home, webhook_hosts=hosts, webhook_url="https://a.example.com/", webhook_secret=secret
+    )
+    with TestClient(create_app(settings), "http://127.0.0.1:8000") as client:
+        sent = client.post("/v1/datasets", content=zipped(two_classes()), headers=ZIP)
+        dataset, own = sent.json()["id"], "https://b.example.com/tuned"
+        job = submit(client, dataset, webhook=own).json()
+        assert job["webhook"] == own
+        kept = client.app.state.jobs.get(job["id"])  # type: ignore[attr-defined]
+        assert kept.options["webhooks"] == ["https://a.example.com/", own]
+        assert submit(client, dataset).json()["webhook"] is None
+        refused = submit(client, dataset, webhook="https://169.254.169.254/")
+        assert (refused.status_code, refused.json()["error"]["param"]) == (422, "webhook")
+
+
+def test_where_webhooks_are_off_none_is_taken(client: TestClient, dataset: str) -> None:
+    refused = submit(client, dataset, webhook="https://a.example.com/")
+    assert (refused.status_code, refused.json()["error"]["param"]) == (422, "webhook")
+    assert "sends no webhooks" in refused.json()["error"]["message"]

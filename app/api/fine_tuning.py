@@ -24,6 +24,7 @@ from app.api.fine_tuning_request import JobRequest, Places, job_options
 from app.api.permission import Gate, key_name, requires
 from app.api.schema import error_answers, shown
 from app.errors import BadInput, JobUnknown, NotFound, Overloaded
+from app.jobs.courier import Courier
 from app.jobs.job import Event, Job, Kind, NewJob, State
 from app.jobs.runner import Runner, promotion_key
 from app.jobs.store import JobStore
@@ -52,6 +53,7 @@ _JOB: Final = {
     "seed": 0,
     "integrations": None,
     "metadata": None,
+    "webhook": None,
     "method": {"type": "linear_probe", "linear_probe": {"hyperparameters": {}}},
     "suffix": "parts",
     "name": "parts",
@@ -155,6 +157,7 @@ class Desk:
         store: of models.
         places: where names are looked up.
         streams: of events.
+        courier: delivers webhooks; None where they are off.
     """
 
     def __init__(
@@ -164,15 +167,16 @@ class Desk:
         store: ModelStore,
         places: Places,
         streams: EventStreams,
+        courier: Courier | None,
     ) -> None:
         self.jobs, self.runner, self.store = jobs, runner, store
-        self.places, self.streams = places, streams
+        self.places, self.streams, self._courier = places, streams, courier
         self._measuring = threading.Lock()
 
     def create(self, wanted: JobRequest, by: str, key: str | None) -> Job:
         """The job of a request; the one that the key made before, whatever has changed since."""
         known = self.jobs.find(by, key) if key is not None else None
-        options = known.options if known else job_options(wanted, self.store, self.places)
+        options = known.options if known else self._options(wanted)
         base = options.get("request", {}).get("base")
         new = NewJob(Kind.FINE_TUNING, options, by, key, base, wanted.training_file)
         return self.jobs.create(new, fingerprint=wanted.fingerprint)
@@ -184,7 +188,7 @@ class Desk:
             Overloaded: another one is being answered.
             BadInput: the base and the dataset do not fit.
         """
-        options = job_options(wanted, self.store, self.places)
+        options = self._options(wanted)
         if not self._measuring.acquire(blocking=False):
             raise Overloaded("another dry run is being measured; try again", retry_after_s=5.0)
         try:
@@ -240,6 +244,17 @@ class Desk:
             first_id=page[0].id if page else None,
             last_id=page[-1].id if page else None,
         )
+
+    def _options(self, wanted: JobRequest) -> dict[str, Any]:
+        options = job_options(wanted, self.store, self.places)
+        if self._courier is not None:
+            options["webhooks"] = self._courier.addressees(wanted.webhook)
+        elif wanted.webhook is not None:
+            raise BadInput(
+                "this server sends no webhooks: PYTORCHLIB_WEBHOOK_HOSTS lists no host",
+                param="webhook",
+            )
+        return {**options, "webhook": wanted.webhook}
 
     def _measured(self, options: dict[str, Any]) -> DryRun:
         from models.checkpoint import CheckpointError

@@ -39,6 +39,7 @@ class FineTuningJob(BaseModel):
     seed: int
     integrations: list[Any] | None = None
     metadata: dict[str, str] | None
+    webhook: str | None = Field(description="The URL of its own that is told of its end.")
     method: dict[str, Any] = Field(description="As it was asked for.")
     suffix: str | None
     name: str = Field(description="The model that the result is a version of.")
@@ -137,6 +138,7 @@ def job_object(job: Job, place: int | None, promotion: Job | None) -> FineTuning
         validation_file=request.get("validation_dataset"),
         seed=request.get("seed", 0),
         metadata=job.options.get("metadata"),
+        webhook=job.options.get("webhook"),
         method={"type": method, method: {"hyperparameters": asked}},
         suffix=job.options.get("suffix"),
         name=job.options["name"],

@@ -142,6 +142,13 @@ class JobRequest(BaseModel):
     promote: PromoteRequest | None = Field(
         None, description="Move an alias to the new version if a rule holds."
     )
+    webhook: str | None = Field(
+        None,
+        max_length=2000,
+        description="A URL that is told when the job has ended or was paused, if whoever runs the "
+        "server lists its host.",
+        examples=["https://hooks.example.com/tuned"],
+    )
     dry_run: bool = Field(
         False, description="Whether to answer what would happen, and create nothing."
     )

@@ -1,5 +1,7 @@
 """The job store: every row, every transition and every event of jobs; all of its SQL is here.
 
+Whom webhooks tell of a transition is written with it, in the outbox.
+
 Functions are plain and may wait for a disk or a server: call them in a thread. What a worker writes
 counts only while the job is running under the token of its claim; afterwards it gets `StaleWorker`
 and has changed nothing.
@@ -32,6 +34,7 @@ from app.jobs.job import (
     State,
     check_transition,
 )
+from app.jobs.outbox import post
 from app.jobs.tables import EVENTS, JOBS, event_of, job_of
 
 MAX_FRUITLESS: Final = 5
@@ -481,9 +484,10 @@ class JobStore:
             values["request"] = None
         if target in FINAL:
             values["finished"] = self.database.now
-        return self._change(
-            connection, job, NewEvent(message, level, data={"state": target}), **values
-        )
+        event = NewEvent(message, level, data={"state": target})
+        moved = self._change(connection, job, event, **values)
+        post(connection, self.database, moved)
+        return moved
 
     def _ask(self, connection: Connection, job: Job, request: Request, by: str) -> Job:
         event = NewEvent(f"{request} asked by {by}", data={"request": request})

@@ -7,11 +7,15 @@ a new version of the server is rolled out without touching a training run.
 import asyncio
 import signal
 
+from app.jobs.courier import Courier
 from app.jobs.database import Database
+from app.jobs.destination import Destinations
 from app.jobs.local_executor import LocalExecutor
 from app.jobs.memory_limit import MEBIBYTE, MemoryLimit
+from app.jobs.outbox import Outbox
 from app.jobs.runner import Runner
 from app.jobs.store import JobStore
+from app.jobs.webhook import SecretUnfit, secret_bytes
 from app.settings import Settings
 
 
@@ -37,6 +41,22 @@ def open_runner(settings: Settings, store: JobStore) -> Runner:
         memory=MemoryLimit(settings.job_memory_mb * MEBIBYTE),
         grace_s=settings.job_grace_s,
     )
+
+
+def open_courier(settings: Settings, store: JobStore) -> Courier | None:
+    """What delivers webhooks, not yet started; None where no host may get any.
+
+    Raises:
+        SecretUnfit: there is no secret, or one that cannot sign.
+        DestinationRefused: the setting names a URL whose host is not listed.
+    """
+    secret, url, hosts = settings.webhook_secret, settings.webhook_url, settings.webhook_hosts
+    if not hosts and url is None:
+        return None
+    if secret is None:
+        raise SecretUnfit("webhooks are signed: set PYTORCHLIB_WEBHOOK_SECRET as well")
+    key = secret_bytes(secret.get_secret_value())
+    return Courier(Outbox(store.database), Destinations(hosts), key, url)
 
 
 def work(settings: Settings) -> None:
