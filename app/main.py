@@ -20,6 +20,7 @@ from app.api.event_stream import EventStreams
 from app.api.explain import ExplainLimits, explain_routes
 from app.api.files import files_routes
 from app.api.fine_tuning import Desk, fine_tuning_routes
+from app.api.fine_tuning_curves import curves_routes
 from app.api.fine_tuning_request import Places
 from app.api.health import health_routes
 from app.api.hot_path import HotApplication, HotPath
@@ -184,6 +185,7 @@ def create_app(
     app.include_router(
         fine_tuning_routes(Desk(jobs, runner, engine.store, places, streams, courier))
     )
+    app.include_router(curves_routes(jobs, settings.home))
     app.include_router(
         evaluation_routes(
             examiner,

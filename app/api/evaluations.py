@@ -15,7 +15,8 @@ from fastapi import Path as PathParameter
 from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.api.evaluation_page import CONTENT_POLICY, evaluation_page
+from app.api.evaluation_page import evaluation_page
+from app.api.page_template import CONTENT_POLICY
 from app.api.permission import key_name, requires, requires_or_signed, signed_link
 from app.api.schema import error_answers, shown
 from app.errors import BadInput, JobConflict, JobUnknown, NotFound, NotPromoted, refusal_of, v1_body

@@ -1,7 +1,7 @@
 """Jobs, events and checkpoints of fine-tuning as OpenAI's client reads them, and more."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -56,6 +56,8 @@ class FineTuningJob(BaseModel):
     promotion: dict[str, Any] | None = Field(
         description="`pending`, `promoted`, `refused` or `failed`, where `promote` was given."
     )
+    curves_url: str = Field(description="A picture of its training curves, for a browser.")
+    tensorboard_url: str = Field(description="Its TensorBoard events, as a zip.")
 
 
 class FineTuningList(BaseModel):
@@ -110,13 +112,16 @@ class FineTuningCheckpoints(BaseModel):
     last_id: str | None
 
 
-def job_object(job: Job, place: int | None, promotion: Job | None) -> FineTuningJob:
+def job_object(
+    job: Job, place: int | None, promotion: Job | None, link: Callable[[str], str] = str
+) -> FineTuningJob:
     """A job as it is told.
 
     Args:
         job: of this kind.
         place: how many queued jobs come before it; None unless it is queued.
         promotion: the job that follows it.
+        link: makes a path one that a browser may open.
     """
     request, result = job.options.get("request", {}), job.result or {}
     resolved = job.options.get("resolved", {})
@@ -153,6 +158,8 @@ def job_object(job: Job, place: int | None, promotion: Job | None) -> FineTuning
         metrics=result.get("metrics"),
         result=rest or None,
         promotion=_promotion(job, promotion),
+        curves_url=link(f"/v1/fine_tuning/jobs/{job.id}/curves"),
+        tensorboard_url=link(f"/v1/fine_tuning/jobs/{job.id}/tensorboard"),
     )
 
 

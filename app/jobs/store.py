@@ -23,6 +23,7 @@ from app.jobs.job import (
     FINAL,
     ID_PREFIXES,
     Event,
+    EventType,
     Job,
     JobError,
     Kind,
@@ -155,6 +156,24 @@ class JobStore:
         if before is not None:
             query = query.where(EVENTS.c.sequence < before)
         return self._events(job_id, query.order_by(EVENTS.c.sequence.desc()), limit)
+
+    def metrics(self, job_id: str, *, most: int) -> tuple[Sequence[Event], bool]:
+        """Events with numbers in order, and whether it is all; of more than `most`, one of so many.
+
+        Raises:
+            JobUnknown: there is no such job.
+        """
+        counted = sql.select(JOBS.c.number, JOBS.c.num_events).where(JOBS.c.id == job_id)
+        with self.database.read() as connection:
+            job = connection.execute(counted).one_or_none()
+            if job is None:
+                raise JobUnknown(f"there is no job {job_id!r}")
+            # Odd, so that of kinds that take turns none is left out.
+            stride = max(1, -(-job.num_events // most)) | 1
+            query = sql.select(EVENTS).where(EVENTS.c.job == job.number)
+            query = query.where(EVENTS.c.sequence % stride == 0, EVENTS.c.type == EventType.METRICS)
+            rows = connection.execute(query.order_by(EVENTS.c.sequence))
+            return [event_of(job_id, row) for row in rows], stride == 1
 
     def cancel(self, job_id: str, *, by: str = "local") -> Job:
         """End a job at once, whatever it was doing; nothing is kept.
