@@ -286,3 +286,30 @@ def test_where_webhooks_are_off_none_is_taken(client: TestClient, dataset: str) 
     refused = submit(client, dataset, webhook="https://a.example.com/")
     assert (refused.status_code, refused.json()["error"]["param"]) == (422, "webhook")
     assert "sends no webhooks" in refused.json()["error"]["message"]
+
+
+def test_jobs_are_chosen_by_metadata(client: TestClient, dataset: str) -> None:
+    vision = submit(client, dataset, metadata={"team": "vision", 'a".b': "$[0]"}).json()["id"]
+    submit(client, dataset, metadata={"team": "sound"})
+    submit(client, dataset)
+
+    def listed(**params: str) -> list[str]:
+        answer = client.get(URL, params=params)
+        assert answer.status_code == 200, answer.text
+        return [one["id"] for one in answer.json()["data"]]
+
+    assert listed(**{"metadata[team]": "vision"}) == [vision]
+    assert listed(**{"metadata[team]": "vision", 'metadata[a".b]': "$[0]"}) == [vision]
+    assert listed(**{"metadata[team]": "sound", 'metadata[a".b]': "$[0]"}) == []
+    assert listed(**{"metadata[']": "x", "metadata[]]": "y"}) == []
+    assert len(listed()) == 3
+    refused = client.get(URL, params={"metadata": "null"})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (422, "metadata")
+
+
+def test_places_of_a_page_are_those_of_each_job(client: TestClient, dataset: str) -> None:
+    ids = [submit(client, dataset).json()["id"] for _ in range(5)]
+    client.post(f"{URL}/{ids[2]}/pause")
+    page = client.get(URL, params={"limit": 4}).json()["data"]
+    assert [one["place"] for one in page] == [4, 3, None, 2]
+    assert page == [client.get(f"{URL}/{one['id']}").json() for one in page]

@@ -420,3 +420,13 @@ def test_a_database_of_a_newer_program_is_refused(tmp_path: Path) -> None:
 def test_a_database_that_is_not_there_is_told(url: str, sentence: str) -> None:
     with pytest.raises(DatabaseUnavailable, match=sentence):
         JobStore(Database(url)).list(TUNE)
+
+
+def test_jobs_are_chosen_by_metadata(store: JobStore) -> None:
+    odd = {"team": "vision", "a\".b'": "$[0]"}
+    chosen = store.create(new(options={"metadata": odd}))
+    store.create(new(options={"metadata": {"team": "sound"}}))
+    store.create(new(options={"metadata": None}))
+    store.create(new())
+    for metadata, expected in (({"team": "vision"}, [chosen]), (odd, [chosen]), ({"x": ""}, [])):
+        assert store.list(TUNE, metadata=metadata) == (expected, False)

@@ -1,16 +1,26 @@
-"""What is in the zip of a stored dataset, and what it is called there."""
+"""A stored dataset as a zip: what is in it, and what it is called there."""
 
 import re
 from collections.abc import Iterator
 from typing import BinaryIO, Final
 from urllib.parse import quote
 
+from starlette.responses import Response, StreamingResponse
+
+from app.api.zip_stream import zipped
 from training.dataset_store import StoredDataset
 
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9 ._+@=-]")
 
 
-def files_of(dataset: StoredDataset) -> Iterator[tuple[str, BinaryIO]]:
+def archive_of(dataset: StoredDataset) -> Response:
+    """The answer that sends it."""
+    headers = {"Content-Disposition": f'attachment; filename="{dataset.id}.zip"'}
+    files = _files(dataset)
+    return StreamingResponse(zipped(files), media_type="application/zip", headers=headers)
+
+
+def _files(dataset: StoredDataset) -> Iterator[tuple[str, BinaryIO]]:
     """Pictures as `part/class/name`, or the one file of numbers; opened one after the other."""
     if dataset.manifest.kind != "pictures":
         for name in ("data.npz", "data.csv"):

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Header, Path, Query, Request
@@ -20,14 +20,14 @@ from app.api.fine_tuning_job import (
     job_object,
     sequence_of,
 )
-from app.api.fine_tuning_request import JobRequest, Places, job_options
+from app.api.fine_tuning_request import JobRequest, Places, job_options, wanted_metadata
 from app.api.permission import Gate, key_name, requires, signed_link
 from app.api.schema import error_answers, shown
 from app.errors import BadInput, JobUnknown, NotFound, Overloaded
 from app.jobs.courier import Courier
 from app.jobs.job import Event, Job, Kind, NewJob, State
 from app.jobs.runner import Runner, promotion_key
-from app.jobs.store import JobStore
+from app.jobs.store import MAX_COUNTED, JobStore
 from models.store import ModelStore
 from training.methods import schemas
 
@@ -98,6 +98,13 @@ _BASE: Final = {
     "input_shape": [1, 8, 8],
     "num_classes": 10,
     "licence": "trained here from fresh weights: the terms of its dataset are yours to know",
+}
+_METADATA: Final = {
+    "name": "metadata",
+    "in": "query",
+    "style": "deepObject",
+    "description": "Only jobs with these metadata: `metadata[team]=vision`.",
+    "schema": {"type": "object", "additionalProperties": {"type": "string"}},
 }
 _METHOD: Final = {
     "id": "linear_probe",
@@ -209,9 +216,10 @@ class Desk:
             raise JobUnknown(f"{job_id} is no fine-tuning job")
         return job
 
-    def told(self, job: Job, request: Request) -> FineTuningJob:
+    def told(self, job: Job, request: Request, place: int | None = None) -> FineTuningJob:
         """As it is answered to `request`, whose key the links carry on."""
-        place = self.jobs.place(job) if job.state is State.QUEUED else None
+        if place is None and job.state is State.QUEUED:
+            place = self.jobs.place(job)
         promotion = None
         if "promotion" in job.options and job.state is State.SUCCEEDED:
             promotion = self.jobs.find(job.by, promotion_key(job.id))
@@ -219,8 +227,17 @@ class Desk:
 
     def page(self, after: str | None, limit: int, request: Request) -> FineTuningList:
         """Jobs, newest first."""
-        jobs, more = self.jobs.list(Kind.FINE_TUNING, after=after, limit=limit)
-        return FineTuningList(data=[self.told(job, request) for job in jobs], has_more=more)
+        metadata = wanted_metadata(request.query_params.multi_items())
+        jobs, more = self.jobs.list(Kind.FINE_TUNING, after=after, limit=limit, metadata=metadata)
+        places = {} if metadata else self._places(jobs)
+        told = [self.told(job, request, places.get(job.id)) for job in jobs]
+        return FineTuningList(data=told, has_more=more)
+
+    def _places(self, jobs: Sequence[Job]) -> dict[str, int]:
+        """Of the queued ones of a page without gaps, newest first: only the oldest is counted."""
+        waiting = [job for job in reversed(jobs) if job.state is State.QUEUED]
+        first = self.jobs.place(waiting[0]) if waiting else 0
+        return {job.id: min(first + n, MAX_COUNTED) for n, job in enumerate(waiting)}
 
     def events(self, job_id: str, after: str | None, limit: int) -> FineTuningEvents:
         """Events, newest first, older than `after`."""
@@ -326,6 +343,7 @@ def _reading(router: APIRouter, desk: Desk) -> None:
     @router.get(
         "/jobs",
         summary="List fine-tuning jobs, newest first.",
+        openapi_extra={"parameters": [_METADATA]},
         dependencies=TUNES,
         responses={
             **shown({"object": "list", "data": [_JOB], "has_more": False}),

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -78,6 +78,24 @@ class MethodRequest(BaseModel):
     linear_probe: ProbeOptions | None = Field(None, description="Options of `linear_probe`.")
     fine_tune: TuneOptions | None = Field(None, description="Options of `fine_tune`.")
     from_scratch: FreshOptions | None = Field(None, description="Options of `from_scratch`.")
+
+
+def wanted_metadata(query: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """What `metadata[NAME]=VALUE` in an address asks for.
+
+    Raises:
+        BadInput: it is written in another way.
+    """
+    found = {}
+    for key, value in query:
+        name = re.fullmatch(r"metadata\[(.{1,64})\]", key, re.DOTALL)
+        if name is not None:
+            found[name[1]] = value
+        elif key.startswith("metadata"):
+            raise BadInput("jobs are chosen by metadata[NAME]=VALUE", param="metadata")
+    if len(found) > MAX_METADATA:
+        raise BadInput(f"a job has {MAX_METADATA} metadata at most", param="metadata")
+    return found
 
 
 class PromoteRequest(BaseModel):

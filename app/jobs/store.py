@@ -91,7 +91,12 @@ class JobStore:
             return _one(connection, job_id)
 
     def list(
-        self, kind: Kind, *, after: str | None = None, limit: int = 20
+        self,
+        kind: Kind,
+        *,
+        after: str | None = None,
+        limit: int = 20,
+        metadata: Mapping[str, str] | None = None,
     ) -> tuple[list[Job], bool]:
         """Jobs of a kind, newest first, and whether there are more.
 
@@ -99,11 +104,13 @@ class JobStore:
             kind: of the jobs.
             after: the id of the last job that the caller has seen.
             limit: how many at most.
+            metadata: only those whose own holds all of this; reads rows until it has found enough.
 
         Raises:
             JobUnknown: `after` is no job.
         """
-        query = sql.select(JOBS).where(JOBS.c.kind == kind)
+        holds = [self._has_metadata(name, value) for name, value in (metadata or {}).items()]
+        query = sql.select(JOBS).where(JOBS.c.kind == kind, *holds)
         with self.database.read() as connection:
             if after is not None:
                 query = query.where(JOBS.c.number < _one(connection, after).number)
@@ -426,6 +433,14 @@ class JobStore:
     @property
     def _lease_end(self) -> ColumnElement[float]:
         return self.database.now + self.lease_s
+
+    def _has_metadata(self, name: str, value: str) -> ColumnElement[bool]:
+        """Name and value are parameters, never parts of a path."""
+        if self.database.is_sqlite:
+            each = sql.func.json_each(JOBS.c.options, "$.metadata").table_valued("key", "value")
+            return sql.exists().where(each.c.key == name, each.c.value == value)
+        found: ColumnElement[str] = JOBS.c.options["metadata"][name].as_string()
+        return found == value
 
     def _create(self, connection: Connection, new: NewJob, fingerprint: str) -> Job:
         values = {
