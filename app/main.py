@@ -54,7 +54,7 @@ from app.http.access import AccessLog
 from app.http.origin import OriginGuard, OriginPolicy
 from app.http.server import is_loopback
 from app.jobs.store import JobStore
-from app.jobs.worker import open_courier, open_runner, open_store
+from app.jobs.worker import open_courier, open_retention, open_runner, open_store
 from app.metrics import BATCH_BUCKETS, Histogram, Metrics, ModelFigures
 from app.settings import Settings
 from app.tracing import tracing_of
@@ -118,6 +118,7 @@ def create_app(
     engine = build_engine(settings, on_broken)
     jobs = open_store(settings)
     runner = open_runner(settings, jobs)
+    retention = open_retention(settings, jobs)
     courier = open_courier(settings, jobs)
     explainer = Explainer(settings.max_explanations)
     intake = Intake(settings.datasets_folder, engine.store, _intake_options(settings))
@@ -141,6 +142,7 @@ def create_app(
         keys.start()
         if settings.jobs:
             runner.start()
+            retention.start()
         if courier is not None:
             courier.start()
         yield
@@ -148,6 +150,7 @@ def create_app(
             await courier.stop()
         await examiner.stop()
         await runner.stop()
+        await retention.stop()
         await keys.stop()
         await engine.live.stop()
         explainer.close()

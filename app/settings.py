@@ -145,6 +145,13 @@ class Settings(BaseSettings):
     job_grace_s: float = Field(
         20.0, gt=0, description="How long a job may take to write its snapshot when it must end."
     )
+    snapshot_days: float = Field(
+        7.0,
+        ge=0,
+        le=3650,
+        description="How long the snapshots of a job that has ended stay, an hour at least; its "
+        "curves and its result stay for good.",
+    )
     webhook_secret: SecretStr | None = Field(
         None, description="Signs webhooks: `whsec_` and 24 to 64 bytes in base64."
     )

@@ -135,6 +135,13 @@ class JobStore:
         with self.database.read() as connection:
             return [job_of(row) for row in connection.execute(query.order_by(JOBS.c.number))]
 
+    def ended_before(self, ids: Collection[str], age_s: float) -> Sequence[str]:
+        """Those of the jobs `ids` that ended more than `age_s` seconds ago."""
+        query = sql.select(JOBS.c.id).where(JOBS.c.id.in_(ids), JOBS.c.state.in_(FINAL))
+        query = query.where(JOBS.c.finished < self.database.now - age_s)
+        with self.database.read() as connection:
+            return connection.execute(query).scalars().all()
+
     def has_queued(self, kinds: Collection[Kind]) -> bool:
         """Whether something waits; costs less than a claim that finds nothing."""
         with self.database.read() as connection:

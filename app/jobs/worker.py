@@ -6,6 +6,7 @@ a new version of the server is rolled out without touching a training run.
 
 import asyncio
 import signal
+from typing import Final
 
 from app.jobs.courier import Courier
 from app.jobs.database import Database
@@ -13,10 +14,13 @@ from app.jobs.destination import Destinations
 from app.jobs.local_executor import LocalExecutor
 from app.jobs.memory_limit import MEBIBYTE, MemoryLimit
 from app.jobs.outbox import Outbox
+from app.jobs.retention import LEAST_S, Retention
 from app.jobs.runner import Runner
 from app.jobs.store import JobStore
 from app.jobs.webhook import SecretUnfit, secret_bytes
 from app.settings import Settings
+
+DAY_S: Final = 86_400.0
 
 
 def open_store(settings: Settings) -> JobStore:
@@ -41,6 +45,12 @@ def open_runner(settings: Settings, store: JobStore) -> Runner:
         memory=MemoryLimit(settings.job_memory_mb * MEBIBYTE),
         grace_s=settings.job_grace_s,
     )
+
+
+def open_retention(settings: Settings, store: JobStore) -> Retention:
+    """What removes old snapshots, not yet started; it belongs to who runs jobs."""
+    keep_s = max(settings.snapshot_days * DAY_S, LEAST_S)
+    return Retention(store, settings.home.resolve() / "runs", keep_s)
 
 
 def open_courier(settings: Settings, store: JobStore) -> Courier | None:
@@ -70,7 +80,10 @@ async def _work(settings: Settings) -> None:
     stopping, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    retention = open_retention(settings, store)
     runner.start()
+    retention.start()
     await stopping.wait()
+    await retention.stop()
     await runner.stop()
     await asyncio.to_thread(store.database.close)
