@@ -20,6 +20,7 @@ from app.api.event_stream import EventStreams
 from app.api.explain import ExplainLimits, explain_routes
 from app.api.files import files_routes
 from app.api.fine_tuning import Desk, fine_tuning_routes
+from app.api.fine_tuning_curves import curves_routes
 from app.api.fine_tuning_request import Places
 from app.api.health import health_routes
 from app.api.hot_path import HotApplication, HotPath
@@ -54,7 +55,7 @@ from app.http.access import AccessLog
 from app.http.listener import is_loopback
 from app.http.origin import OriginGuard, OriginPolicy
 from app.jobs.store import JobStore
-from app.jobs.worker import open_runner, open_store
+from app.jobs.worker import open_courier, open_retention, open_runner, open_store
 from app.metrics import BATCH_BUCKETS, Histogram, Metrics, ModelFigures
 from app.settings import Settings
 from app.tracing import tracing_of
@@ -104,6 +105,7 @@ def create_app(
         models.device.DeviceUnavailable: the wanted device is not here.
         app.auth.key.KeyFault: a file of keys cannot be read, or a key in the environment is none.
         app.tracing.TracingUnavailable: it is asked for, and OpenTelemetry is not installed.
+        app.jobs.webhook.SecretUnfit, app.jobs.destination.DestinationRefused: no webhook could go.
     """
     tracing = tracing_of(settings)
     sources = KeySources(settings.home, settings.api_keys_file, settings.api_key)
@@ -117,6 +119,8 @@ def create_app(
     engine = build_engine(settings, on_broken)
     jobs = open_store(settings)
     runner = open_runner(settings, jobs)
+    retention = open_retention(settings, jobs)
+    courier = open_courier(settings, jobs)
     explainer = Explainer(settings.max_explanations)
     intake = Intake(settings.datasets_folder, engine.store, _intake_options(settings))
     metrics = Metrics(
@@ -139,9 +143,15 @@ def create_app(
         keys.start()
         if settings.jobs:
             runner.start()
+            retention.start()
+        if courier is not None:
+            courier.start()
         yield
+        if courier is not None:
+            await courier.stop()
         await examiner.stop()
         await runner.stop()
+        await retention.stop()
         await keys.stop()
         await engine.live.stop()
         explainer.close()
@@ -176,7 +186,10 @@ def create_app(
         settings.home, settings.datasets_folder, settings.data_root, device=settings.device
     )
     streams = EventStreams(jobs, draining)
-    app.include_router(fine_tuning_routes(Desk(jobs, runner, engine.store, places, streams)))
+    app.include_router(
+        fine_tuning_routes(Desk(jobs, runner, engine.store, places, streams, courier))
+    )
+    app.include_router(curves_routes(jobs, settings.home))
     app.include_router(
         evaluation_routes(
             examiner,

@@ -145,6 +145,24 @@ class Settings(BaseSettings):
     job_grace_s: float = Field(
         20.0, gt=0, description="How long a job may take to write its snapshot when it must end."
     )
+    snapshot_days: float = Field(
+        7.0,
+        ge=0,
+        le=3650,
+        description="How long the snapshots of a job that has ended stay, an hour at least; its "
+        "curves and its result stay for good.",
+    )
+    webhook_secret: SecretStr | None = Field(
+        None, description="Signs webhooks: `whsec_` and 24 to 64 bytes in base64."
+    )
+    webhook_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Hosts that webhooks may go to, separated by commas; without any, none are "
+        "sent. A host on no public address also needs its address or network here.",
+    )
+    webhook_url: str | None = Field(
+        None, description="Where every job's webhooks go, besides the job's own `webhook`."
+    )
     lease_s: float = Field(
         15.0, ge=1, le=3600, description="A worker that is silent for so long is believed dead."
     )
@@ -164,14 +182,17 @@ class Settings(BaseSettings):
         "info", description="Least severe log line that is written."
     )
 
-    @field_validator("preload", "allowed_hosts", "allowed_origins", mode="before")
+    @field_validator("preload", "allowed_hosts", "allowed_origins", "webhook_hosts", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
 
-    @field_validator("api_key", "api_keys_file", "metrics_port", mode="before")
+    @field_validator(
+        *("api_key", "api_keys_file", "metrics_port", "webhook_secret", "webhook_url"),
+        mode="before",
+    )
     @classmethod
     def _absent(cls, value: object) -> object:
         """An empty variable is how a compose file says nothing."""

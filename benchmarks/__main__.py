@@ -44,6 +44,7 @@ PROGRAMS = (
     Program("batcher", ("--rounds", "5")),
     Program("serve", ("--rounds", "3", "--seconds", "2")),
     Program("evaluate", ("--rounds", "3", "--seconds", "5")),
+    Program("jobs", ("--rounds", "5")),
     Program("swap", ("--swaps", "50", "--steady", "10")),
     Program("peers", None),
 )

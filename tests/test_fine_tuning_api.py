@@ -262,3 +262,54 @@ def test_the_end_of_a_job_creates_the_promotion_in_one(
     assert (follower.model, follower.dataset) == ("digits:2", dataset)
     assert follower.options["proposal"]["version"] == 2
     assert client.get(f"{URL}/{job.id}").json()["promotion"]["id"] == follower.id
+
+
+def test_a_job_tells_its_own_address_and_that_of_all_jobs(store: ModelStore) -> None:
+    home = {"home": store.folder.parent, "device": "cpu", "threads": 1, "jobs": False}
+    secret, hosts = f"whsec_{'A' * 40}", "a.example.com,b.example.com"
+    settings = Settings(
+        **home, webhook_hosts=hosts, webhook_url="https://a.example.com/", webhook_secret=secret
+    )
+    with TestClient(create_app(settings), "http://127.0.0.1:8000") as client:
+        sent = client.post("/v1/datasets", content=zipped(two_classes()), headers=ZIP)
+        dataset, own = sent.json()["id"], "https://b.example.com/tuned"
+        job = submit(client, dataset, webhook=own).json()
+        assert job["webhook"] == own
+        kept = client.app.state.jobs.get(job["id"])  # type: ignore[attr-defined]
+        assert kept.options["webhooks"] == ["https://a.example.com/", own]
+        assert submit(client, dataset).json()["webhook"] is None
+        refused = submit(client, dataset, webhook="https://169.254.169.254/")
+        assert (refused.status_code, refused.json()["error"]["param"]) == (422, "webhook")
+
+
+def test_where_webhooks_are_off_none_is_taken(client: TestClient, dataset: str) -> None:
+    refused = submit(client, dataset, webhook="https://a.example.com/")
+    assert (refused.status_code, refused.json()["error"]["param"]) == (422, "webhook")
+    assert "sends no webhooks" in refused.json()["error"]["message"]
+
+
+def test_jobs_are_chosen_by_metadata(client: TestClient, dataset: str) -> None:
+    vision = submit(client, dataset, metadata={"team": "vision", 'a".b': "$[0]"}).json()["id"]
+    submit(client, dataset, metadata={"team": "sound"})
+    submit(client, dataset)
+
+    def listed(**params: str) -> list[str]:
+        answer = client.get(URL, params=params)
+        assert answer.status_code == 200, answer.text
+        return [one["id"] for one in answer.json()["data"]]
+
+    assert listed(**{"metadata[team]": "vision"}) == [vision]
+    assert listed(**{"metadata[team]": "vision", 'metadata[a".b]': "$[0]"}) == [vision]
+    assert listed(**{"metadata[team]": "sound", 'metadata[a".b]': "$[0]"}) == []
+    assert listed(**{"metadata[']": "x", "metadata[]]": "y"}) == []
+    assert len(listed()) == 3
+    refused = client.get(URL, params={"metadata": "null"})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (422, "metadata")
+
+
+def test_places_of_a_page_are_those_of_each_job(client: TestClient, dataset: str) -> None:
+    ids = [submit(client, dataset).json()["id"] for _ in range(5)]
+    client.post(f"{URL}/{ids[2]}/pause")
+    page = client.get(URL, params={"limit": 4}).json()["data"]
+    assert [one["place"] for one in page] == [4, 3, None, 2]
+    assert page == [client.get(f"{URL}/{one['id']}").json() for one in page]

@@ -1,9 +1,11 @@
 """OpenAI's own client against a real server: send pictures, tune, watch, ask what came of it."""
 
+import io
 import os
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -59,8 +61,6 @@ def dark_and_light(num: int = 14) -> bytes:
 
 
 def shaded(seed: int, least: int) -> bytes:
-    import io
-
     from PIL import Image
 
     pixels = np.random.default_rng(seed).integers(least, least + 80, (12, 12, 3), dtype=np.uint8)
@@ -171,6 +171,92 @@ def test_a_gate_moves_the_alias_or_says_why_not(client: Any, file_id: str) -> No
     found = until_promoted(client, again, pending)
     assert found["status"] == "refused", found
     assert "min_absolute_change" in found["sentence"]
+
+
+def methods_of(resource: Any) -> set[str]:
+    """What the client offers of a resource, but for the same in other forms."""
+    names = {name for name in dir(type(resource)) if not name.startswith(("_", "with_"))}
+    return {name for name in names if callable(getattr(resource, name))}
+
+
+def test_every_method_of_files(client: Any) -> None:
+    """What the client offers is all here: a method that it gains fails this test."""
+    files = client.files
+    assert methods_of(files) == {
+        *("create", "retrieve", "list", "delete", "content", "retrieve_content"),
+        "wait_for_processing",
+    }
+    sent = [
+        files.create(
+            file=(f"{num}.zip", dark_and_light(num), "application/zip"), purpose="fine-tune"
+        )
+        for num in (15, 16, 17)
+    ]
+    ids = [one.id for one in sent]
+    assert [one.id for one in files.list(limit=1)][:3] == ids[::-1]
+    assert [one.id for one in files.list(after=ids[2], limit=2).data] == [ids[1], ids[0]]
+    assert files.list(order="asc").data[-1].id == ids[-1]
+    assert files.retrieve(ids[0]) == sent[0]
+    assert files.wait_for_processing(ids[0]).status == "processed"
+    with zipfile.ZipFile(io.BytesIO(files.content(ids[0]).read())) as archive:
+        names = archive.namelist()
+        assert len(names) == 2 * (15 + 4 + 4)
+        assert {name.split("/")[1] for name in names} == {"dark", "light"}
+    # What came down goes up again, and is the same dataset.
+    whole = files.content(ids[0]).content
+    again = files.create(file=("again.zip", whole, "application/zip"), purpose="fine-tune")
+    fingerprints = [
+        httpx.get(f"{client.base_url}datasets/{one}").json()["fingerprint"]
+        for one in (ids[0], again.id)
+    ]
+    assert fingerprints[0] == fingerprints[1]
+    with pytest.warns(DeprecationWarning, match="content"):
+        assert files.retrieve_content(ids[0]).startswith("PK")
+    assert files.delete(ids[1]).deleted
+    for ask in (files.retrieve, files.content, files.delete):
+        with pytest.raises(openai.NotFoundError):
+            ask(ids[1])
+
+
+def test_every_method_of_jobs(client: Any, file_id: str) -> None:
+    jobs = client.fine_tuning.jobs
+    assert methods_of(jobs) == {
+        *("create", "retrieve", "list", "list_events", "cancel", "pause", "resume"),
+    }
+    assert methods_of(jobs.checkpoints) == {"list"}
+    tiny = {"hyperparameters": {"epochs": 2, "batch_size": 8}}
+    method = {"type": "from_scratch", "from_scratch": tiny}
+    made = [
+        jobs.create(
+            model="cnn",
+            training_file=file_id,
+            validation_file=file_id,
+            suffix=f"walked-{number}",
+            seed=number,
+            metadata={"walk": str(number)},
+            method=method,
+        )
+        for number in range(3)
+    ]
+    assert jobs.cancel(made[2].id).status == "cancelled"
+    first = ended(client, made[0])
+    assert (first.status, first.seed, first.metadata) == ("succeeded", 0, {"walk": "0"}), first
+    assert (first.object, first.training_file) == ("fine_tuning.job", file_id)
+    assert first.finished_at >= first.created_at
+    ids = [one.id for one in made]
+    assert [one.id for one in jobs.list(limit=2).data] == [ids[2], ids[1]]
+    assert [one.id for one in jobs.list(limit=1)][:3] == ids[::-1]
+    assert [one.id for one in jobs.list(after=ids[1], limit=1).data] == [ids[0]]
+    assert [one.id for one in jobs.list(metadata={"walk": "1"})] == [ids[1]]
+    every = [one.id for one in jobs.list_events(ids[0])]
+    assert every == [one.id for one in jobs.list_events(ids[0], limit=1)]
+    assert [one.id for one in jobs.list_events(ids[0], after=every[1], limit=2).data] == every[2:4]
+    (version,) = jobs.checkpoints.list(ids[0], limit=1)
+    assert jobs.checkpoints.list(ids[0], after=version.id).data == []
+    with pytest.raises(openai.NotFoundError):
+        jobs.retrieve("ftjob-0")
+    with pytest.raises(openai.UnprocessableEntityError, match="hyperparameters"):
+        jobs.create(model="cnn", training_file=file_id, hyperparameters={"n_epochs": 1})
 
 
 def until_promoted(client: Any, job: Any, pending: tuple[str, ...]) -> dict[str, Any]:

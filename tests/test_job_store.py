@@ -1,5 +1,6 @@
 """The job store, on SQLite and on PostgreSQL alike."""
 
+import re
 import subprocess
 import sys
 import threading
@@ -24,6 +25,7 @@ from app.jobs.job import (
     Request,
     StaleWorker,
 )
+from app.jobs.outbox import Outbox
 from app.jobs.store import MAX_FRUITLESS, JobStore
 from app.jobs.tables import JOBS
 from tests.databases import Postgres, postgres_cluster
@@ -420,3 +422,74 @@ def test_a_database_of_a_newer_program_is_refused(tmp_path: Path) -> None:
 def test_a_database_that_is_not_there_is_told(url: str, sentence: str) -> None:
     with pytest.raises(DatabaseUnavailable, match=sentence):
         JobStore(Database(url)).list(TUNE)
+
+
+def test_no_question_reads_more_of_a_table_the_more_it_holds(tmp_path: Path) -> None:
+    """Every statement finds its rows by an index; on SQLite, which says how it will."""
+    database, asked = Database(f"sqlite:///{tmp_path / 'jobs.db'}"), {}
+    store, outbox = JobStore(database), Outbox(database)
+    store.has_queued([TUNE])
+
+    @sql.event.listens_for(database._engine, "before_cursor_execute")
+    def hear(_: Any, __: Any, statement: str, values: Any, *___: Any) -> None:
+        if statement.startswith(("SELECT", "UPDATE", "DELETE")):
+            asked[statement] = values
+
+    a_life(store)
+    webhook = outbox.claim(1) if outbox.has_due() else None
+    assert webhook is not None
+    outbox.postpone(webhook, 1)
+    outbox.remove(webhook)
+    sql.event.remove(database._engine, "before_cursor_execute", hear)
+    assert len(asked) > 20
+    with database.read() as connection:
+        for statement, values in asked.items():
+            rows = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", values)
+            plan = [row.detail for row in rows]
+            # Of a kind there may be many jobs; only lists, which end with their page, go by it.
+            is_page = "ORDER BY jobs.number DESC" in statement
+            for step in plan:
+                assert not re.match(r"SCAN (jobs|events|webhooks)", step), (plan, statement)
+                assert "B-TREE" not in step, (plan, statement)
+                assert is_page or "jobs_by_kind" not in step, (plan, statement)
+    database.close()
+
+
+def a_life(store: JobStore) -> None:
+    """Everything that is ever asked of the store."""
+    options = {"webhooks": ["http://127.0.0.1/"], "metadata": {"team": "vision"}}
+    job = store.create(new(options=options, idempotency_key="once"))
+    other = store.create(new())
+    store.find(job.by, "once")
+    for after in (None, other.id):
+        store.list(TUNE, after=after)
+    store.list(TUNE, metadata={"team": "vision"})
+    store.pause(job.id)
+    store.resume(job.id)
+    assert store.place(job) == 0
+    held = claimed(store)
+    assert store.running(TUNE) == [held]
+    store.heartbeat(held, {"step": 1})
+    store.record(held, [NewEvent("epoch 1", type=EventType.METRICS)])
+    store.snapshot_written(held, 1)
+    store.amend(held, {"resolved": {}}, "settings resolved")
+    store.events(job.id, after=1)
+    store.newest_events(job.id, before=3)
+    store.metrics(job.id, most=10)
+    store.stop(job.id)
+    store.expire(["somebody"])
+    store.seal(held)
+    store.succeed(held, {})
+    store.ended_before([job.id], 1.0)
+    store.cancel(other.id)
+    store.delete(other.id)
+
+
+def test_jobs_are_chosen_by_metadata(store: JobStore) -> None:
+    odd = {"team": "vision", "a\".b'": "$[0]"}
+    chosen = store.create(new(options={"metadata": odd}))
+    store.create(new(options={"metadata": {"team": "sound"}}))
+    store.create(new(options={"metadata": None}))
+    store.create(new())
+    for metadata, expected in (({"team": "vision"}, [chosen]), (odd, [chosen]), ({"x": ""}, [])):
+        assert store.list(TUNE, metadata=metadata) == (expected, False)

@@ -303,6 +303,7 @@ class _Run:
             num_epochs=self.config.epochs,
             loss=record.validation_loss,
             accuracy=record.validation_accuracy,
+            learning_rate=self._learning_rate(state.step - 1),
             metrics={"train_loss": record.loss},
         )
 

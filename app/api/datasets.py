@@ -8,9 +8,9 @@ from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Header, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 
-from app.api.dataset_archive import zipped
+from app.api.dataset_archive import archive_of
 from app.api.dataset_intake import Intake, Wanted, told
 from app.api.dataset_pictures import contact_sheet, thumbnail
 from app.api.permission import key_name, requires
@@ -287,9 +287,7 @@ def _showing(router: APIRouter, store: DatasetStore) -> None:
     )
     async def download_dataset(dataset_id: Id) -> Response:
         with told():
-            dataset = await asyncio.to_thread(store.get, dataset_id)
-        headers = {"Content-Disposition": f'attachment; filename="{dataset.id}.zip"'}
-        return StreamingResponse(zipped(dataset), media_type="application/zip", headers=headers)
+            return archive_of(await asyncio.to_thread(store.get, dataset_id))
 
 
 def _changing(router: APIRouter, intake: Intake) -> None:

@@ -7,18 +7,10 @@ import base64
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-if TYPE_CHECKING:
-    from jinja2 import Template
+from app.api.page_template import share, template
 
-CONTENT_POLICY: Final = (
-    "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
-    "form-action 'none'; frame-ancestors 'none'"
-)
-PAGES: Final = Path(__file__).parent.parent / "pages"
 MATRIX_PIXELS: Final = 520
 MAX_NAMED: Final = 24
 """So many classes have their names and counts in the matrix."""
@@ -40,7 +32,7 @@ def evaluation_page(found: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     report = found["report"]
     pictures = found.get("thumbnails", {})
     pair = found["comparison"]
-    return _template().render(
+    return template("evaluation.html").render(
         found=found,
         facts=facts,
         when=datetime.fromtimestamp(facts["created"], UTC).strftime("%d %B %Y, %H:%M UTC"),
@@ -60,30 +52,15 @@ def evaluation_page(found: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     )
 
 
-@cache
-def _template() -> "Template":
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    pages = Environment(
-        loader=FileSystemLoader(PAGES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    pages.filters["share"] = _share
-    return pages.get_template("evaluation.html")
-
-
 def _tiles(report: Mapping[str, Any], speed: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     """The single figures: value, name, and what it means."""
-    for k, share in report["top_k"].items():
+    for k, value in report["top_k"].items():
         if int(k) > 1:
-            yield _share(share), f"top {k}", "the right class is among so many"
+            yield share(value), f"top {k}", "the right class is among so many"
     yield f"{report['macro_f1']:.3f}", "macro F1", "mean over the classes"
     yield f"{report['negative_log_likelihood']:.3f}", "log loss", "nats, lower is better"
     yield f"{report['brier_score']:.3f}", "Brier score", "0 to 2, lower is better"
-    yield _share(report["calibration_error"]), "calibration error", "0 is honest"
+    yield share(report["calibration_error"]), "calibration error", "0 is honest"
     fitted = report["temperature"]
     if fitted:
         yield f"{fitted['value']:.3f}", "fitted temperature", "applied: " + _applied(report)
@@ -116,8 +93,8 @@ def reliability(bins: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 "gap_y": round(min(right, confident), 2),
                 "gap_height": round(abs(right - confident), 2),
                 "count_height": round(44 * one["count"] / largest, 2),
-                "title": f"{one['count']} samples, confidence {_share(one['confidence'])}, "
-                f"right {_share(one['accuracy'])}",
+                "title": f"{one['count']} samples, confidence {share(one['confidence'])}, "
+                f"right {share(one['accuracy'])}",
             }
         )
     return shapes
@@ -198,8 +175,3 @@ def _changed(pair: Mapping[str, Any] | None) -> Iterator[tuple[str, int, Sequenc
 
 def _shown(one: Mapping[str, Any], pictures: Mapping[str, str]) -> dict[str, Any]:
     return {**one, "picture": pictures.get(str(one["index"]))}
-
-
-def _share(value: float) -> str:
-    """A share as people read it, with as many digits as say something."""
-    return f"{100 * value:.1f} %" if value < 0.995 or value == 1 else f"{100 * value:.2f} %"

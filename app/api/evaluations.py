@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from app.api.caller import read_body
 from app.api.dataset_intake import Intake
-from app.api.evaluation_page import CONTENT_POLICY, evaluation_page
+from app.api.evaluation_page import evaluation_page
 from app.api.evaluation_schema import (
     EXAMPLE,
     PROMOTED,
@@ -33,6 +33,7 @@ from app.api.evaluation_schema import (
     Wanted,
 )
 from app.api.evaluation_upload import BODY, invalid, is_form, receive_samples
+from app.api.page_template import CONTENT_POLICY
 from app.api.permission import key_name, requires, requires_or_signed, signed_link
 from app.api.schema import error_answers, shown
 from app.errors import BadInput, JobConflict, JobUnknown, NotFound, NotPromoted, refusal_of, v1_body

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Path, Query, Request
 from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse, Response
 
+from app.api.dataset_archive import archive_of
 from app.api.dataset_intake import Intake, Wanted, told
 from app.api.permission import key_name, requires
 from app.api.schema import error_answers, shown
@@ -136,6 +137,20 @@ def _reading(router: APIRouter, store: DatasetStore) -> None:
     async def describe_file(file_id: Id) -> File:
         with told():
             return _file(await asyncio.to_thread(store.get, file_id))
+
+    @router.get(
+        "/{file_id}/content",
+        summary="Download a file: the samples of the dataset as a zip.",
+        dependencies=SCOPE,
+        response_class=Response,
+        responses={
+            200: {"content": {"application/zip": {}}},
+            **error_answers(400, 404, 409, 422, 500, 503),
+        },
+    )
+    async def download_file(file_id: Id) -> Response:
+        with told():
+            return archive_of(await asyncio.to_thread(store.get, file_id))
 
     @router.delete(
         "/{file_id}",

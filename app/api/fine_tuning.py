@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Header, Path, Query, Request
@@ -20,13 +20,14 @@ from app.api.fine_tuning_job import (
     job_object,
     sequence_of,
 )
-from app.api.fine_tuning_request import JobRequest, Places, job_options
-from app.api.permission import Gate, key_name, requires
+from app.api.fine_tuning_request import JobRequest, Places, job_options, wanted_metadata
+from app.api.permission import Gate, key_name, requires, signed_link
 from app.api.schema import error_answers, shown
 from app.errors import BadInput, JobUnknown, NotFound, Overloaded
+from app.jobs.courier import Courier
 from app.jobs.job import Event, Job, Kind, NewJob, State
 from app.jobs.runner import Runner, promotion_key
-from app.jobs.store import JobStore
+from app.jobs.store import MAX_COUNTED, JobStore
 from models.store import ModelStore
 from training.methods import schemas
 
@@ -52,6 +53,7 @@ _JOB: Final = {
     "seed": 0,
     "integrations": None,
     "metadata": None,
+    "webhook": None,
     "method": {"type": "linear_probe", "linear_probe": {"hyperparameters": {}}},
     "suffix": "parts",
     "name": "parts",
@@ -66,6 +68,8 @@ _JOB: Final = {
     "metrics": {"accuracy": 0.96},
     "result": {"model": "parts", "version": 1, "measured_on": "validation"},
     "promotion": None,
+    "curves_url": f"/v1/fine_tuning/jobs/{_ID}/curves",
+    "tensorboard_url": f"/v1/fine_tuning/jobs/{_ID}/tensorboard",
 }
 _EVENT: Final = {
     "id": f"ftevent-{_ID}-7",
@@ -94,6 +98,13 @@ _BASE: Final = {
     "input_shape": [1, 8, 8],
     "num_classes": 10,
     "licence": "trained here from fresh weights: the terms of its dataset are yours to know",
+}
+_METADATA: Final = {
+    "name": "metadata",
+    "in": "query",
+    "style": "deepObject",
+    "description": "Only jobs with these metadata: `metadata[team]=vision`.",
+    "schema": {"type": "object", "additionalProperties": {"type": "string"}},
 }
 _METHOD: Final = {
     "id": "linear_probe",
@@ -155,6 +166,7 @@ class Desk:
         store: of models.
         places: where names are looked up.
         streams: of events.
+        courier: delivers webhooks; None where they are off.
     """
 
     def __init__(
@@ -164,15 +176,16 @@ class Desk:
         store: ModelStore,
         places: Places,
         streams: EventStreams,
+        courier: Courier | None,
     ) -> None:
         self.jobs, self.runner, self.store = jobs, runner, store
-        self.places, self.streams = places, streams
+        self.places, self.streams, self._courier = places, streams, courier
         self._measuring = threading.Lock()
 
     def create(self, wanted: JobRequest, by: str, key: str | None) -> Job:
         """The job of a request; the one that the key made before, whatever has changed since."""
         known = self.jobs.find(by, key) if key is not None else None
-        options = known.options if known else job_options(wanted, self.store, self.places)
+        options = known.options if known else self._options(wanted)
         base = options.get("request", {}).get("base")
         new = NewJob(Kind.FINE_TUNING, options, by, key, base, wanted.training_file)
         return self.jobs.create(new, fingerprint=wanted.fingerprint)
@@ -184,7 +197,7 @@ class Desk:
             Overloaded: another one is being answered.
             BadInput: the base and the dataset do not fit.
         """
-        options = job_options(wanted, self.store, self.places)
+        options = self._options(wanted)
         if not self._measuring.acquire(blocking=False):
             raise Overloaded("another dry run is being measured; try again", retry_after_s=5.0)
         try:
@@ -203,18 +216,28 @@ class Desk:
             raise JobUnknown(f"{job_id} is no fine-tuning job")
         return job
 
-    def told(self, job: Job) -> FineTuningJob:
-        """As it is answered."""
-        place = self.jobs.place(job) if job.state is State.QUEUED else None
+    def told(self, job: Job, request: Request, place: int | None = None) -> FineTuningJob:
+        """As it is answered to `request`, whose key the links carry on."""
+        if place is None and job.state is State.QUEUED:
+            place = self.jobs.place(job)
         promotion = None
         if "promotion" in job.options and job.state is State.SUCCEEDED:
             promotion = self.jobs.find(job.by, promotion_key(job.id))
-        return job_object(job, place, promotion)
+        return job_object(job, place, promotion, lambda path: signed_link(request, path))
 
-    def page(self, after: str | None, limit: int) -> FineTuningList:
+    def page(self, after: str | None, limit: int, request: Request) -> FineTuningList:
         """Jobs, newest first."""
-        jobs, more = self.jobs.list(Kind.FINE_TUNING, after=after, limit=limit)
-        return FineTuningList(data=[self.told(job) for job in jobs], has_more=more)
+        metadata = wanted_metadata(request.query_params.multi_items())
+        jobs, more = self.jobs.list(Kind.FINE_TUNING, after=after, limit=limit, metadata=metadata)
+        places = {} if metadata else self._places(jobs)
+        told = [self.told(job, request, places.get(job.id)) for job in jobs]
+        return FineTuningList(data=told, has_more=more)
+
+    def _places(self, jobs: Sequence[Job]) -> dict[str, int]:
+        """Of the queued ones of a page without gaps, newest first: only the oldest is counted."""
+        waiting = [job for job in reversed(jobs) if job.state is State.QUEUED]
+        first = self.jobs.place(waiting[0]) if waiting else 0
+        return {job.id: min(first + n, MAX_COUNTED) for n, job in enumerate(waiting)}
 
     def events(self, job_id: str, after: str | None, limit: int) -> FineTuningEvents:
         """Events, newest first, older than `after`."""
@@ -240,6 +263,17 @@ class Desk:
             first_id=page[0].id if page else None,
             last_id=page[-1].id if page else None,
         )
+
+    def _options(self, wanted: JobRequest) -> dict[str, Any]:
+        options = job_options(wanted, self.store, self.places)
+        if self._courier is not None:
+            options["webhooks"] = self._courier.addressees(wanted.webhook)
+        elif wanted.webhook is not None:
+            raise BadInput(
+                "this server sends no webhooks: PYTORCHLIB_WEBHOOK_HOSTS lists no host",
+                param="webhook",
+            )
+        return {**options, "webhook": wanted.webhook}
 
     def _measured(self, options: dict[str, Any]) -> DryRun:
         from models.checkpoint import CheckpointError
@@ -302,21 +336,24 @@ def _creating(router: APIRouter, desk: Desk) -> None:
         by = key_name(request.scope)
         job = await asyncio.to_thread(desk.create, wanted, by, idempotency_key)
         desk.runner.nudge()
-        return await asyncio.to_thread(desk.told, job)
+        return await asyncio.to_thread(desk.told, job, request)
 
 
 def _reading(router: APIRouter, desk: Desk) -> None:
     @router.get(
         "/jobs",
         summary="List fine-tuning jobs, newest first.",
+        openapi_extra={"parameters": [_METADATA]},
         dependencies=TUNES,
         responses={
             **shown({"object": "list", "data": [_JOB], "has_more": False}),
             **_READING,
         },
     )
-    async def list_fine_tuning_jobs(after: After = None, limit: Limit = 20) -> FineTuningList:
-        return await asyncio.to_thread(desk.page, after, limit)
+    async def list_fine_tuning_jobs(
+        request: Request, after: After = None, limit: Limit = 20
+    ) -> FineTuningList:
+        return await asyncio.to_thread(desk.page, after, limit, request)
 
     @router.get(
         "/jobs/{job_id}",
@@ -324,8 +361,8 @@ def _reading(router: APIRouter, desk: Desk) -> None:
         dependencies=TUNES,
         responses={**shown(_JOB), **_READING},
     )
-    async def describe_fine_tuning_job(job_id: Id) -> FineTuningJob:
-        return await asyncio.to_thread(lambda: desk.told(desk.get(job_id)))
+    async def describe_fine_tuning_job(request: Request, job_id: Id) -> FineTuningJob:
+        return await asyncio.to_thread(lambda: desk.told(desk.get(job_id), request))
 
     @router.get(
         "/jobs/{job_id}/checkpoints",
@@ -401,18 +438,18 @@ def _watching(router: APIRouter, desk: Desk) -> None:
 
 
 def _changing(router: APIRouter, desk: Desk) -> None:
-    async def asked(job_id: str, change: Callable[[str], Job]) -> FineTuningJob:
+    async def asked(job_id: str, change: Callable[[str], Job], request: Request) -> FineTuningJob:
         await asyncio.to_thread(desk.get, job_id)
         job = await asyncio.to_thread(change, job_id)
         desk.runner.nudge()
-        return await asyncio.to_thread(desk.told, job)
+        return await asyncio.to_thread(desk.told, job, request)
 
     def add(verb: str, summary: str, status: str) -> None:
         change = getattr(desk.jobs, verb)
 
         async def endpoint(job_id: Id, request: Request) -> FineTuningJob:
             by = key_name(request.scope)
-            return await asked(job_id, lambda one: change(one, by=by))
+            return await asked(job_id, lambda one: change(one, by=by), request)
 
         router.add_api_route(
             f"/jobs/{{job_id}}/{verb}",

@@ -1,7 +1,7 @@
 """Jobs, events and checkpoints of fine-tuning as OpenAI's client reads them, and more."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -39,6 +39,7 @@ class FineTuningJob(BaseModel):
     seed: int
     integrations: list[Any] | None = None
     metadata: dict[str, str] | None
+    webhook: str | None = Field(description="The URL of its own that is told of its end.")
     method: dict[str, Any] = Field(description="As it was asked for.")
     suffix: str | None
     name: str = Field(description="The model that the result is a version of.")
@@ -55,6 +56,8 @@ class FineTuningJob(BaseModel):
     promotion: dict[str, Any] | None = Field(
         description="`pending`, `promoted`, `refused` or `failed`, where `promote` was given."
     )
+    curves_url: str = Field(description="A picture of its training curves, for a browser.")
+    tensorboard_url: str = Field(description="Its TensorBoard events, as a zip.")
 
 
 class FineTuningList(BaseModel):
@@ -109,13 +112,16 @@ class FineTuningCheckpoints(BaseModel):
     last_id: str | None
 
 
-def job_object(job: Job, place: int | None, promotion: Job | None) -> FineTuningJob:
+def job_object(
+    job: Job, place: int | None, promotion: Job | None, link: Callable[[str], str] = str
+) -> FineTuningJob:
     """A job as it is told.
 
     Args:
         job: of this kind.
         place: how many queued jobs come before it; None unless it is queued.
         promotion: the job that follows it.
+        link: makes a path one that a browser may open.
     """
     request, result = job.options.get("request", {}), job.result or {}
     resolved = job.options.get("resolved", {})
@@ -137,6 +143,7 @@ def job_object(job: Job, place: int | None, promotion: Job | None) -> FineTuning
         validation_file=request.get("validation_dataset"),
         seed=request.get("seed", 0),
         metadata=job.options.get("metadata"),
+        webhook=job.options.get("webhook"),
         method={"type": method, method: {"hyperparameters": asked}},
         suffix=job.options.get("suffix"),
         name=job.options["name"],
@@ -151,6 +158,8 @@ def job_object(job: Job, place: int | None, promotion: Job | None) -> FineTuning
         metrics=result.get("metrics"),
         result=rest or None,
         promotion=_promotion(job, promotion),
+        curves_url=link(f"/v1/fine_tuning/jobs/{job.id}/curves"),
+        tensorboard_url=link(f"/v1/fine_tuning/jobs/{job.id}/tensorboard"),
     )
 
 

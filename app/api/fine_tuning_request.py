@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -80,6 +80,24 @@ class MethodRequest(BaseModel):
     from_scratch: FreshOptions | None = Field(None, description="Options of `from_scratch`.")
 
 
+def wanted_metadata(query: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """What `metadata[NAME]=VALUE` in an address asks for.
+
+    Raises:
+        BadInput: it is written in another way.
+    """
+    found = {}
+    for key, value in query:
+        name = re.fullmatch(r"metadata\[(.{1,64})\]", key, re.DOTALL)
+        if name is not None:
+            found[name[1]] = value
+        elif key.startswith("metadata"):
+            raise BadInput("jobs are chosen by metadata[NAME]=VALUE", param="metadata")
+    if len(found) > MAX_METADATA:
+        raise BadInput(f"a job has {MAX_METADATA} metadata at most", param="metadata")
+    return found
+
+
 class PromoteRequest(BaseModel):
     """An alias that moves to the new version if a rule holds."""
 
@@ -141,6 +159,13 @@ class JobRequest(BaseModel):
     )
     promote: PromoteRequest | None = Field(
         None, description="Move an alias to the new version if a rule holds."
+    )
+    webhook: str | None = Field(
+        None,
+        max_length=2000,
+        description="A URL that is told when the job has ended or was paused, if whoever runs the "
+        "server lists its host.",
+        examples=["https://hooks.example.com/tuned"],
     )
     dry_run: bool = Field(
         False, description="Whether to answer what would happen, and create nothing."

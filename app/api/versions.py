@@ -2,8 +2,6 @@
 
 import asyncio
 import contextlib
-import io
-import zipfile
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path as FilePath
@@ -17,6 +15,7 @@ from app.api.checkpoint_upload import disk_full, receive_upload
 from app.api.permission import key_name, requires
 from app.api.registry import VersionDescription, described_version
 from app.api.schema import error_answers, shown
+from app.api.zip_stream import zipped
 from app.engine.live import LiveModels
 from app.errors import Overloaded
 from models.checkpoint import MANIFEST
@@ -274,42 +273,12 @@ def _open_files(store: ModelStore, name: str, number: int) -> list[tuple[str, Bi
         return files
 
 
-def zipped(files: list[tuple[str, BinaryIO]]) -> Iterator[bytes]:
-    """A zip of `files`, stored, made while it is sent; the files are closed at its end."""
-    pipe = _Pipe()
+def _zip_of(files: list[tuple[str, BinaryIO]]) -> Iterator[bytes]:
+    """A zip of them, made while it is sent; at its end, whenever that is, all are closed."""
     with contextlib.ExitStack() as stack:
         for _, file in files:
             stack.enter_context(file)
-        with zipfile.ZipFile(pipe, "w") as archive:
-            for name, file in files:
-                entry = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
-                entry.external_attr = 0o100644 << 16
-                with archive.open(entry, "w", force_zip64=True) as member:
-                    while piece := file.read(CHUNK_BYTES):
-                        member.write(piece)
-                        yield pipe.taken()
-        yield pipe.taken()
-
-
-class _Pipe(io.RawIOBase):
-    """What is written into it is taken out again; nobody can seek."""
-
-    def __init__(self) -> None:
-        self._pieces: list[bytes] = []
-
-    def writable(self) -> bool:
-        """It is."""
-        return True
-
-    def write(self, piece: Any) -> int:
-        """Keep it until it is taken."""
-        self._pieces.append(bytes(piece))
-        return len(piece)
-
-    def taken(self) -> bytes:
-        """All that was written since."""
-        pieces, self._pieces = self._pieces, []
-        return b"".join(pieces)
+        yield from zipped(files)
 
 
 def _listing_example() -> dict[str, Any]:

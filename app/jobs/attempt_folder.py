@@ -44,6 +44,17 @@ def newest_attempt(run: Path) -> Path | None:
     return next(iter(reversed(_attempts(run))), None)
 
 
+def has_attempts(run: Path) -> bool:
+    """Whether anything of an attempt lies there."""
+    return bool(_attempts(run) or list(run.glob(_HALF_WRITTEN)))
+
+
+def remove_attempts(run: Path) -> None:
+    """Every attempt with its snapshots goes; what the run made as a whole stays."""
+    for path in [*run.glob(_HALF_WRITTEN), *_attempts(run)]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def steps_saved(attempt: Path) -> int:
     """Steps that lie in snapshots, over all phases of the run; grows with every newer snapshot."""
     newest: dict[Path, int] = {}

@@ -1,5 +1,7 @@
 """The job store: every row, every transition and every event of jobs; all of its SQL is here.
 
+Whom webhooks tell of a transition is written with it, in the outbox.
+
 Functions are plain and may wait for a disk or a server: call them in a thread. What a worker writes
 counts only while the job is running under the token of its claim; afterwards it gets `StaleWorker`
 and has changed nothing.
@@ -21,6 +23,7 @@ from app.jobs.job import (
     FINAL,
     ID_PREFIXES,
     Event,
+    EventType,
     Job,
     JobError,
     Kind,
@@ -32,6 +35,7 @@ from app.jobs.job import (
     State,
     check_transition,
 )
+from app.jobs.outbox import post
 from app.jobs.tables import EVENTS, JOBS, event_of, job_of
 
 MAX_FRUITLESS: Final = 5
@@ -87,7 +91,12 @@ class JobStore:
             return _one(connection, job_id)
 
     def list(
-        self, kind: Kind, *, after: str | None = None, limit: int = 20
+        self,
+        kind: Kind,
+        *,
+        after: str | None = None,
+        limit: int = 20,
+        metadata: Mapping[str, str] | None = None,
     ) -> tuple[list[Job], bool]:
         """Jobs of a kind, newest first, and whether there are more.
 
@@ -95,11 +104,13 @@ class JobStore:
             kind: of the jobs.
             after: the id of the last job that the caller has seen.
             limit: how many at most.
+            metadata: only those whose own holds all of this; reads rows until it has found enough.
 
         Raises:
             JobUnknown: `after` is no job.
         """
-        query = sql.select(JOBS).where(JOBS.c.kind == kind)
+        holds = [self._has_metadata(name, value) for name, value in (metadata or {}).items()]
+        query = sql.select(JOBS).where(JOBS.c.kind == kind, *holds)
         with self.database.read() as connection:
             if after is not None:
                 query = query.where(JOBS.c.number < _one(connection, after).number)
@@ -120,9 +131,18 @@ class JobStore:
 
     def running(self, kind: Kind) -> Sequence[Job]:
         """The jobs of a kind that are running, oldest first."""
-        query = sql.select(JOBS).where(JOBS.c.state == State.RUNNING, JOBS.c.kind == kind)
+        # Asked for with the kind, SQLite would go through all jobs of it, and few of them run.
+        query = sql.select(JOBS).where(JOBS.c.state == State.RUNNING).order_by(JOBS.c.number)
         with self.database.read() as connection:
-            return [job_of(row) for row in connection.execute(query.order_by(JOBS.c.number))]
+            found = [job_of(row) for row in connection.execute(query)]
+            return [job for job in found if job.kind is kind]
+
+    def ended_before(self, ids: Collection[str], age_s: float) -> Sequence[str]:
+        """Those of the jobs `ids` that ended more than `age_s` seconds ago."""
+        query = sql.select(JOBS.c.id).where(JOBS.c.id.in_(ids), JOBS.c.state.in_(FINAL))
+        query = query.where(JOBS.c.finished < self.database.now - age_s)
+        with self.database.read() as connection:
+            return connection.execute(query).scalars().all()
 
     def unfinished(self, kinds: Collection[Kind]) -> Sequence[Job]:
         """The jobs of these kinds that have not ended, oldest first."""
@@ -158,6 +178,24 @@ class JobStore:
         if before is not None:
             query = query.where(EVENTS.c.sequence < before)
         return self._events(job_id, query.order_by(EVENTS.c.sequence.desc()), limit)
+
+    def metrics(self, job_id: str, *, most: int) -> tuple[Sequence[Event], bool]:
+        """Events with numbers in order, and whether it is all; of more than `most`, one of so many.
+
+        Raises:
+            JobUnknown: there is no such job.
+        """
+        counted = sql.select(JOBS.c.number, JOBS.c.num_events).where(JOBS.c.id == job_id)
+        with self.database.read() as connection:
+            job = connection.execute(counted).one_or_none()
+            if job is None:
+                raise JobUnknown(f"there is no job {job_id!r}")
+            # Odd, so that of kinds that take turns none is left out.
+            stride = max(1, -(-job.num_events // most)) | 1
+            query = sql.select(EVENTS).where(EVENTS.c.job == job.number)
+            query = query.where(EVENTS.c.sequence % stride == 0, EVENTS.c.type == EventType.METRICS)
+            rows = connection.execute(query.order_by(EVENTS.c.sequence))
+            return [event_of(job_id, row) for row in rows], stride == 1
 
     def cancel(self, job_id: str, *, by: str = "local") -> Job:
         """End a job at once, whatever it was doing; nothing is kept.
@@ -411,6 +449,14 @@ class JobStore:
     def _lease_end(self) -> ColumnElement[float]:
         return self.database.now + self.lease_s
 
+    def _has_metadata(self, name: str, value: str) -> ColumnElement[bool]:
+        """Name and value are parameters, never parts of a path."""
+        if self.database.is_sqlite:
+            each = sql.func.json_each(JOBS.c.options, "$.metadata").table_valued("key", "value")
+            return sql.exists().where(each.c.key == name, each.c.value == value)
+        found: ColumnElement[str] = JOBS.c.options["metadata"][name].as_string()
+        return found == value
+
     def _create(self, connection: Connection, new: NewJob, fingerprint: str) -> Job:
         values = {
             "id": f"{ID_PREFIXES[new.kind]}-{uuid.uuid4().hex[:24]}",
@@ -487,9 +533,10 @@ class JobStore:
             values["request"] = None
         if target in FINAL:
             values["finished"] = self.database.now
-        return self._change(
-            connection, job, NewEvent(message, level, data={"state": target}), **values
-        )
+        event = NewEvent(message, level, data={"state": target})
+        moved = self._change(connection, job, event, **values)
+        post(connection, self.database, moved)
+        return moved
 
     def _ask(self, connection: Connection, job: Job, request: Request, by: str) -> Job:
         event = NewEvent(f"{request} asked by {by}", data={"request": request})

@@ -65,6 +65,20 @@ EVENTS: Final = Table(
     Column("data", _JSON),
 )
 
+WEBHOOKS: Final = Table(
+    "webhooks",
+    METADATA,
+    Column("number", _NUMBER, primary_key=True, autoincrement=True),
+    Column("id", sql.String(64), nullable=False, unique=True),
+    Column("job", sql.String(64), nullable=False),
+    Column("url", sql.Text, nullable=False),
+    Column("type", sql.String(64), nullable=False),
+    Column("created", _SECONDS, nullable=False),
+    Column("due", _SECONDS, nullable=False),
+    Column("attempts", sql.Integer, nullable=False, default=0),
+    Index("webhooks_by_due", "due"),
+)
+
 
 def job_of(row: Any) -> Job:
     """A row of `jobs` as a `Job`."""
