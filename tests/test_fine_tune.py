@@ -14,9 +14,11 @@ from models.store import ModelStore
 from tests.test_transfer import stripes
 from training.answers import Answers
 from training.backbone import Backbone, BaseUnknown, find_backbone
+from training.begun import RunMismatch
 from training.config import ConfigError, TrainConfig
-from training.fine_tune import FineTuned, RunMismatch, fine_tune, work
+from training.fine_tune import fine_tune, work
 from training.methods import METHODS, FineTuneRequest, schemas
+from training.outcome import FineTuned
 from training.progress import Progress, drive
 from training.publish import publish
 from training.train import train

@@ -17,8 +17,9 @@ from training.backbone import Backbone
 from training.config import FinetuneConfig, TrainConfig
 from training.datasets import Dataset, open_dataset
 from training.features import HeadUnseparable, features_of, separate_head
-from training.fine_tune import FineTuned, fine_tune
+from training.fine_tune import fine_tune
 from training.methods import request_of
+from training.outcome import FineTuned
 from training.progress import Progress, drive
 from training.train import Trained, measure, train
 from training.transfer import scale_by_depth, train_but_norms

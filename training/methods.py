@@ -17,6 +17,10 @@ BatchSize = Annotated[int, Field(ge=1, le=65_536)]
 LINEAR_PROBE: Final = "linear_probe"
 FINE_TUNE: Final = "fine_tune"
 FROM_SCRATCH: Final = "from_scratch"
+CROSS_VALIDATION: Final = "cross_validation"
+SPLIT: Final = "split"
+GIVEN: Final = "given"
+NOTHING_HELD: Final = "none"
 
 
 class Method(Config):
@@ -58,13 +62,15 @@ class Method(Config):
     )
     early_stopping: Count = Field(
         default=0,
-        description="Epochs without a better validation before the run ends; 0 is never. Needs a "
-        "validation part.",
+        description="Epochs without a better validation before the run ends; 0 is never. Needs "
+        "samples that choose the weights: a split, or a validation part that is given.",
     )
-    validation: Literal["cross_validation", "split", "none"] | Auto = Field(
+    validation: Literal["cross_validation", "split", "given", "none"] | Auto = Field(
         default="auto",
-        description="How the result is measured where the dataset has no validation part; auto is "
-        "cross-validation below 2,000 samples and a seeded stratified split from there on.",
+        description="What chooses the weights, and what the result is measured on. auto is "
+        "cross-validation below 2,000 samples and a seeded stratified split from there on; a "
+        "validation part of the dataset's own is measured, and chooses only as given, which auto "
+        "takes where there is a test part beside it.",
     )
     folds: Annotated[int, Field(ge=2, le=20)] = Field(
         default=5, description="Parts of a cross-validation."
@@ -214,7 +220,7 @@ class FineTuneRequest(Config):
         min_length=1, description="A dataset by name, or the path of a folder, CSV or NPZ."
     )
     validation_dataset: str | None = Field(
-        default=None, description="Another dataset, which chooses the best weights."
+        default=None, description="Another dataset, which the result is measured on."
     )
     method: Literal["linear_probe", "fine_tune", "from_scratch"] = Field(
         default="linear_probe", description="How the weights are made."

@@ -4,7 +4,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from training.methods import FINE_TUNE, LINEAR_PROBE, Method
+from training.dataset_names import TEST, VALIDATION
+from training.methods import (
+    CROSS_VALIDATION,
+    FINE_TUNE,
+    GIVEN,
+    LINEAR_PROBE,
+    NOTHING_HELD,
+    SPLIT,
+    Method,
+)
 
 SMALL = 2000
 """Below so many samples a split would leave too few on either side to say anything."""
@@ -18,13 +27,13 @@ class Facts:
     Attributes:
         counts: training samples of each class.
         channels: of the pictures; 0 where the samples are numbers.
-        has_validation: whether a part is there that chooses the best weights.
+        given: the parts that the dataset brings besides what is learned from.
         same_classes: whether the base answers with these classes in this order.
     """
 
     counts: tuple[int, ...]
     channels: int
-    has_validation: bool
+    given: frozenset[str]
     same_classes: bool
 
     @property
@@ -48,7 +57,8 @@ class Choice:
 def resolve(method: str, settings: Method, facts: Facts) -> dict[str, Choice]:
     """Every setting that was `auto` and can be chosen, by name."""
     offered = {
-        **_weights_and_validation(settings, facts),
+        "class_weights": _class_weights(facts),
+        "validation": _validation(method, settings, facts),
         **(_head(facts) if method != "from_scratch" else {}),
         **_passes(method, facts),
         **_augment(facts),
@@ -63,26 +73,44 @@ def resolved(settings: Method, choices: Mapping[str, Choice]) -> Method:
     return settings.model_copy(update={name: one.value for name, one in choices.items()})
 
 
-def _weights_and_validation(settings: Method, facts: Facts) -> dict[str, Choice]:
+def _class_weights(facts: Facts) -> Choice:
     least, most = min(facts.counts), max(facts.counts)
     if most >= IMBALANCE * least:
-        weights = Choice("balanced", f"the largest class has {most} samples, the smallest {least}")
-    else:
-        weights = Choice("none", f"classes have between {least} and {most} samples")
-    num = facts.num_samples
-    if facts.has_validation:
-        how = Choice("none", "the dataset has a validation part, which chooses the best weights")
-    elif num >= SMALL:
-        how = Choice("split", f"{num} samples: enough to hold a share of each class out")
-    elif num >= 2 * settings.folds:
-        how = Choice(
-            "cross_validation",
-            f"{num} samples, below {SMALL}: every one is answered by a network that did not learn "
-            f"from it ({settings.folds} folds), and the result learns from all",
+        return Choice("balanced", f"the largest class has {most} samples, the smallest {least}")
+    return Choice("none", f"classes have between {least} and {most} samples")
+
+
+def _validation(method: str, settings: Method, facts: Facts) -> Choice:
+    """What chooses the weights never is what they are measured on."""
+    num, folds = facts.num_samples, settings.folds
+    if facts.given == {VALIDATION, TEST}:
+        return Choice(GIVEN, "the validation part chooses the best weights, the test part measures")
+    if num < 2 * folds:
+        return Choice(NOTHING_HELD, f"{num} samples are too few to hold some of them out")
+    if facts.given:
+        return _beside_given(method, num, folds, *facts.given)
+    if num >= SMALL:
+        return Choice(SPLIT, f"{num} samples: enough to hold a share of each class out")
+    return Choice(
+        CROSS_VALIDATION,
+        f"{num} samples, below {SMALL}: every one is answered by a network that did not learn "
+        f"from it ({folds} folds), and the result learns from all",
+    )
+
+
+def _beside_given(method: str, num: int, folds: int, part: str) -> Choice:
+    """The part that the dataset brings stays evidence; others choose."""
+    if method == LINEAR_PROBE and num < SMALL:
+        return Choice(
+            CROSS_VALIDATION,
+            f"{folds} folds of the {num} training samples choose the epoch, and the result learns "
+            f"from all of them; the {part} part has chosen nothing, so it is evidence",
         )
-    else:
-        how = Choice("none", f"{num} samples are too few to measure anything")
-    return {"class_weights": weights, "validation": how}
+    return Choice(
+        SPLIT,
+        f"a share of the {num} training samples chooses the best weights; the {part} part has "
+        "chosen nothing, so it is evidence",
+    )
 
 
 def _head(facts: Facts) -> dict[str, Choice]:
