@@ -1,12 +1,14 @@
 """How a network is made from samples: the same for each fold and for the whole."""
 
 import copy
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from models import networks
 from models.backbones import load_backbone
@@ -19,6 +21,7 @@ from training.fit import FitResult, fit, never
 from training.methods import FROM_SCRATCH, LINEAR_PROBE, FineTuneRequest
 from training.progress import Progress, mapped
 from training.randomness import seed_for, seeded
+from training.samples import InMemory, Samples
 from training.train import network_spec
 from training.transfer import scale_by_depth, train_but_norms
 
@@ -27,6 +30,11 @@ ALL_LAYERS: Final = "all-layers"
 """Where in a run's folder the snapshots of these two loops lie."""
 SMALL_HEAD: Final = 200_000
 """Weights of a head."""
+PHASE: Final = ("epochs", "batch_size", "learning_rate", "optimizer", "weight_decay")
+"""Settings that the head alone has of its own."""
+FEATURE_NORM: Final = 27.0
+"""The norm of a sample's features for which the rates and decays of sgd are meant; that of
+mobilenet_v2, with which they were found."""
 
 
 @dataclass
@@ -89,17 +97,19 @@ class Learner:
                     network, dataset, config, snapshots=folder / ALL_LAYERS, stop=self.stop
                 )
             )
-        head = separate_head(network)[1]
+        path, head = separate_head(network)
         ended = self.request.method == LINEAR_PROBE
         prefix = "" if ended else "head_"
-        first = yield from fit(
-            head,
-            features,
-            self.config(prefix, augment="none", **_threads_for(head)),
-            snapshots=folder / HEAD,
-            stop=self.stop if ended else never,
-            last_epoch=last_epoch,
-        )
+        config = self.config(prefix, augment="none", **_threads_for(head))
+        with _scaled(network.get_submodule(path), features, config) as scaled:
+            first = yield from fit(
+                head,
+                scaled,
+                config,
+                snapshots=folder / HEAD,
+                stop=self.stop if ended else never,
+                last_epoch=last_epoch,
+            )
         if ended:
             return first
         return (yield from self._all_layers(network, dataset, first, folder))
@@ -135,7 +145,7 @@ class Learner:
         given = {n: v for n, v in self.settings.model_dump().items() if n in names}
         compute = self.request.compute.model_dump()
         given |= {name: value for name, value in compute.items() if name in names}
-        for name in ("epochs", "batch_size", "learning_rate"):
+        for name in PHASE if prefix else ():
             given[name] = getattr(self.settings, prefix + name)
         if prefix or self.request.method == LINEAR_PROBE:
             changes |= {"mixup": 0.0, "cutmix": 0.0}
@@ -144,6 +154,36 @@ class Learner:
     @property
     def _keeps_head(self) -> bool:
         return getattr(self.settings, "head", "new") == "keep" and self.backbone.labels is not None
+
+
+@contextmanager
+def _scaled(layer: nn.Module, features: Dataset, config: FitConfig) -> Iterator[Dataset]:
+    """The features at one scale for sgd, whose steps are as large as they are; inside, the weights
+    of `layer` are those for that scale, and answer the same.
+    """
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    train = features.train.samples
+    factor = FEATURE_NORM / _norm(train) if config.optimizer == "sgd" else 1.0
+    with torch.no_grad():
+        weight.div_(factor)
+    parts = {
+        name: replace(part, samples=InMemory(_data(part.samples) * factor))
+        for name, part in features.parts.items()
+    }
+    yield replace(features, parts=parts)
+    with torch.no_grad():
+        weight.mul_(factor)
+
+
+def _norm(samples: Samples) -> float:
+    """The root of the mean square over samples and places; 1 where all are zero."""
+    return float(_data(samples).square().sum(1).mean().sqrt()) or 1.0
+
+
+def _data(samples: Samples) -> Tensor:
+    if not isinstance(samples, InMemory):
+        raise TypeError("features lie in memory")
+    return samples.data
 
 
 def _threads_for(head: nn.Module) -> dict[str, int]:

@@ -99,6 +99,14 @@ class Kept(Method):
 class LinearProbe(Kept):
     """A new last layer, learned on features of the frozen base that are computed once and kept."""
 
+    optimizer: Literal["adamw", "sgd"] = Field(
+        default="sgd",
+        description="The rule that turns gradients into steps; few samples are learned better by "
+        "sgd, whose decay keeps the layer small.",
+    )
+    weight_decay: NotNegative | Auto = Field(  # type: ignore[assignment]
+        default="auto", description="Decoupled for AdamW; never on biases. auto is less for more."
+    )
     epochs: Epochs | Auto = Field(
         default="auto", description="Passes over the features; a hundred cost hardly more than one."
     )
@@ -138,6 +146,12 @@ class FineTune(Augmented, Kept):
     )
     head_learning_rate: Positive | Auto = Field(
         default="auto", description="The peak of the schedule of the last layer alone."
+    )
+    head_optimizer: Literal["adamw", "sgd"] = Field(
+        default="sgd", description="The rule by which the last layer alone learns."
+    )
+    head_weight_decay: NotNegative | Auto = Field(
+        default="auto", description="Decay while the last layer learns alone."
     )
     epochs: Epochs | Auto = Field(
         default="auto", description="Passes over the pictures with all layers learning."
@@ -287,7 +301,8 @@ def request_of(
     settings = {name: value for name, value in given.items() if name in known}
     if method == FINE_TUNE:
         phase = ("epochs", "batch_size", "learning_rate")
-        settings |= {f"head_{name}": given[name] for name in phase}
+        alone = (*phase, "optimizer", "weight_decay")
+        settings |= {f"head_{name}": given[name] for name in alone}
         settings |= {name: given[f"unfreeze_{name}"] for name in phase}
         settings["layer_factor"] = config.unfreeze_factor
     shared = ("dataset", "seed", "label_column", "data_root")

@@ -18,6 +18,8 @@ from training.methods import (
 SMALL = 2000
 """Below so many samples a split would leave too few on either side to say anything."""
 IMBALANCE = 3
+DECAY_SAMPLES = 250
+"""Below so many samples a last layer is held at its smallest; the more there are, the freer."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def resolve(method: str, settings: Method, facts: Facts) -> dict[str, Choice]:
         "class_weights": _class_weights(facts),
         "validation": _validation(method, settings, facts),
         **(_head(facts) if method != "from_scratch" else {}),
-        **_passes(method, facts),
+        **_passes(method, settings, facts),
         **_augment(facts),
     }
     return {
@@ -119,29 +121,41 @@ def _head(facts: Facts) -> dict[str, Choice]:
     return {"head": Choice("new", "the base has other classes")}
 
 
-def _passes(method: str, facts: Facts) -> dict[str, Choice]:
+def _passes(method: str, settings: Any, facts: Facts) -> dict[str, Choice]:
     """Epochs, batch sizes and learning rates."""
-    size = 32 if facts.num_samples < 10_000 else 256
     size_reason = f"{facts.num_samples} samples"
-    on_features = {
-        "epochs": Choice(100, "passes over features cost next to nothing"),
-        "batch_size": Choice(size, size_reason),
-        "learning_rate": Choice(2e-3 * (size / 32) ** 0.5, f"for batches of {size}"),
-    }
     if method == LINEAR_PROBE:
-        return on_features
+        return _on_features(settings.optimizer, facts.num_samples)
     if method == FINE_TUNE:
+        alone = _on_features(settings.head_optimizer, facts.num_samples)
         return {
-            **{f"head_{name}": choice for name, choice in on_features.items()},
+            **{f"head_{name}": choice for name, choice in alone.items()},
             "epochs": Choice(5, "a few passes, since the base knows most already"),
             "batch_size": Choice(16, "small steps and little memory"),
-            "learning_rate": Choice(1e-3, "for batches of 16; lower layers learn more slowly"),
+            "learning_rate": Choice(1e-4, "for batches of 16; lower layers learn more slowly"),
         }
     batch = 64 if facts.num_samples < 10_000 else 128
     return {
         "epochs": Choice(30 if facts.num_samples < 10_000 else 10, size_reason),
         "batch_size": Choice(batch, size_reason),
         "learning_rate": Choice(3e-3, f"AdamW with batches of {batch}"),
+    }
+
+
+def _on_features(optimizer: str, num_samples: int) -> dict[str, Choice]:
+    """For a last layer that learns on features, which sgd sees at one scale."""
+    size = 32 if num_samples < 10_000 else 256
+    if optimizer == "sgd":
+        rate = Choice(1e-3 * size / 32, f"sgd on scaled features with batches of {size}")
+        decay = Choice(min(1.0, DECAY_SAMPLES / num_samples), f"{num_samples} samples")
+    else:
+        rate = Choice(2e-3 * (size / 32) ** 0.5, f"for batches of {size}")
+        decay = Choice(1e-2, "AdamW")
+    return {
+        "epochs": Choice(100, "passes over features cost next to nothing"),
+        "batch_size": Choice(size, f"{num_samples} samples"),
+        "learning_rate": rate,
+        "weight_decay": decay,
     }
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from app.jobs.attempt_folder import open_attempt, steps_saved
 from app.jobs.channel import PAUSE, PUBLISH, STOP, Channel, read_order
+from app.jobs.job import Kind
 
 if TYPE_CHECKING:
     from training.answers import Answers
@@ -156,7 +157,15 @@ class Work:
 
         store, name = ModelStore(self._home / "models"), self._order["options"]["name"]
         holder = store.aliases(name).get(PRODUCTION) if name in store.names() else None
-        version = publish(made.trained, store, name, run=self._job, by=self._order["by"])
+        gate = self._order["options"].get(Kind.PROMOTION)
+        version = publish(
+            made.trained,
+            store,
+            name,
+            run=self._job,
+            by=self._order["by"],
+            is_gated=gate is not None and gate["proposal"]["alias"] == PRODUCTION,
+        )
         if made.out_of_fold is not None:
             made.out_of_fold.save(self._run)
         if made.whole is not None:
