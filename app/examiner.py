@@ -275,6 +275,7 @@ class Examiner:
         self.documents.write(job.id, {**evaluation.to_json(), "promotion": told})
         return {
             "figures": evaluation.report.figures(),
+            "sentence": evaluation.sentence,
             "models": [f"{name}:{version}" for name, version in evaluation.models],
             "promotion": told,
         }

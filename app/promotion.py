@@ -153,6 +153,7 @@ def _evidence(
         "candidate": sides[0],
         "holder": sides[1] if len(sides) > 1 else None,
         "num_left_out": evaluation.findings.num_left_out,
+        "num_out_of_fold": evaluation.num_out_of_fold,
         "num_gained": pair.num_gained if pair else None,
         "num_lost": pair.num_lost if pair else None,
         "p_value": pair.p_value if pair else None,

@@ -52,6 +52,13 @@ class Seen:
             torch.cat([self.validation, parent.validation]),
         )
 
+    def without(self, digests: Tensor) -> "Seen":
+        """The same but for these samples, uint8 `[n, 16]` in any order."""
+        known = _sorted(digests)
+        return Seen(
+            self.train[~_among(self.train, known)], self.validation[~_among(self.validation, known)]
+        )
+
     def tensors(self) -> dict[str, Tensor]:
         """As they lie in the file."""
         return {"train": self.train, "validation": self.validation}

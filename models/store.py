@@ -71,6 +71,7 @@ __all__ = [
 
 PRODUCTION: Final = "production"
 _ALIASES: Final = "aliases.jsonl"
+_GATED: Final = "a gate decides"
 _TOMBSTONES: Final = "tombstones.jsonl"
 _NO_LOCKS: Final = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS})
 # Windows keeps these for devices, whatever follows a dot; a store may lie on a disk it shares.
@@ -193,6 +194,7 @@ class ModelStore:
         run: str | None = None,
         by: str = "local",
         why: str = "first version",
+        is_gated: bool = False,
     ) -> Version:
         """Publish what `write` puts into the folder it is given.
 
@@ -205,6 +207,7 @@ class ModelStore:
             run: what made it, as in its lineage; a second publication of one run changes nothing.
             by: who publishes, for the history.
             why: one sentence for the history, used if an alias moves.
+            is_gated: `production`, if nobody ever moved it, holds nothing until a gate moves it.
 
         Raises:
             BadName: of `name`. StoreBusy: another process holds the model's lock.
@@ -226,7 +229,7 @@ class ModelStore:
                 version = self._existing(name, manifest, run)
                 if version is None:
                     version = self._rename(name, staging)
-                self._appoint_first(name, by, why)
+                self._appoint_first(name, by, _GATED if is_gated else why, is_gated=is_gated)
         return version
 
     def sweep(self) -> None:
@@ -430,14 +433,15 @@ class ModelStore:
         sync_folder(home)
         return version
 
-    def _appoint_first(self, name: str, by: str, why: str) -> None:
-        """Let `production`, if nobody ever moved it, hold the first version.
+    def _appoint_first(self, name: str, by: str, why: str, *, is_gated: bool) -> None:
+        """Let `production`, if nobody ever moved it, hold the first version; none before a gate.
 
         That is the one just published, or one whose publisher died before it came to this.
         """
         aliases = self._aliases(name)
         if aliases.last_move(PRODUCTION) is None:
-            aliases.append(PRODUCTION, self.versions(name)[0], by=by, why=why, evidence={})
+            first = None if is_gated else self.versions(name)[0]
+            aliases.append(PRODUCTION, first, by=by, why=why, evidence={})
 
     @contextlib.contextmanager
     def _locked(self, home: Path, name: str | None = None) -> Iterator[None]:

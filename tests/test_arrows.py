@@ -47,7 +47,8 @@ TRAINERS = {
     *("app/api/datasets.py", "app/api/evaluations.py", "app/api/fine_tuning.py"),
     "app/api/evaluation_upload.py",
     *("app/api/fine_tuning_curves.py", "app/api/fine_tuning_request.py", "app/api/files.py"),
-    *("app/evaluation/answer.py", "app/evaluation/evaluator.py", "app/evaluation/reader.py"),
+    *("app/evaluation/answer.py", "app/evaluation/evaluator.py"),
+    *("app/evaluation/out_of_fold.py", "app/evaluation/reader.py"),
     *("app/evaluation/rule.py", "app/evaluation/sitting.py", "app/promotion.py"),
     *("app/examiner.py", "app/jobs/work.py", "app/flags.py", "app/__main__.py"),
 }

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Generator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,17 @@ import torch
 from torch import Tensor
 
 from models.checkpoint import load
+from models.seen import read_seen, short_digests
 from models.store import ModelStore
+from tests.test_fine_tuning_client import shaded
 from tests.test_transfer import stripes
 from training.answers import Answers
 from training.backbone import Backbone, BaseUnknown, find_backbone
+from training.begun import RunMismatch
 from training.config import ConfigError, TrainConfig
-from training.fine_tune import FineTuned, RunMismatch, fine_tune, work
+from training.fine_tune import fine_tune, work
 from training.methods import METHODS, FineTuneRequest, schemas
+from training.outcome import FineTuned
 from training.progress import Progress, drive
 from training.publish import publish
 from training.train import train
@@ -120,6 +125,67 @@ def test_a_version_of_ours_is_a_base_and_its_classes_keep_its_head(tmp_path: Pat
     assert (done["version"], done["parent"]) == ("figures:2", "figures:1")
     assert done["resolved"]["head"]["value"] == "keep"
     assert "the last layer begins as the base has it" in done["notes"]
+
+
+@pytest.fixture(scope="module")
+def shades(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Dark and light pictures, 28 to learn from and 8 in a validation part."""
+    folder = tmp_path_factory.mktemp("shades")
+    for part, first, count in (("train", 0, 14), ("val", 100, 4)):
+        for name, least in (("dark", 0), ("light", 170)):
+            (folder / part / name).mkdir(parents=True)
+            for seed in range(first, first + count):
+                path = folder / part / name / f"{seed}.png"
+                path.write_bytes(shaded(seed + least, least))
+    return folder
+
+
+def test_a_validation_part_that_is_given_chooses_nothing_and_stays_evidence(
+    shades: Path, tmp_path: Path
+) -> None:
+    fresh: dict[str, Any] = {"base": "cnn", "dataset": str(shades), "method": "from_scratch"}
+    settings = {"epochs": 3, "batch_size": 8}
+    run = {"home": tmp_path, "run": "a"}
+    first = drive(
+        work({**fresh, "hyperparameters": settings, "name": "s"}, folder=tmp_path / "a", **run)
+    )
+    assert (first["measured_on"], first["resolved"]["validation"]["value"]) == (
+        *("validation", "split"),
+    )
+    assert "were chosen by 2 samples that were held out" in first["validation"]
+    probe = {"base": "s:1", "dataset": str(shades), "name": "s"}
+    second = drive(work(probe, folder=tmp_path / "b", home=tmp_path, run="b"))
+    assert second["measured_on"] == "validation"
+    assert "was chosen by 5 folds of the training part" in second["validation"]
+    assert len(second["history"]) == second["best"]["epoch"] <= 100
+    for version in ("s:1", "s:2"):
+        found = ModelStore(tmp_path / "models").resolve(version)
+        seen = read_seen(found.folder, found.manifest().files)
+        assert (len(seen.train), len(seen.validation)) in ((26, 2), (28, 2))
+        digests = [sha256(path.read_bytes()).digest() for path in shades.glob("val/*/*.png")]
+        assert not seen.was_trained_on(short_digests(digests)).any()
+        assert not seen.was_selected_on(short_digests(digests)).any()
+
+
+def test_a_validation_part_chooses_where_that_is_said(shades: Path, tmp_path: Path) -> None:
+    settings = {"epochs": 2, "batch_size": 8, "validation": "given"}
+    options = {"base": "cnn", "dataset": str(shades), "method": "from_scratch"}
+    asked = {**options, "hyperparameters": settings, "name": "s"}
+    done = drive(work(asked, folder=tmp_path / "a", home=tmp_path, run="a"))
+    assert "which also chose the weights, so this flatters" in done["validation"]
+
+
+def test_a_base_that_saw_the_samples_is_told(shades: Path, tmp_path: Path) -> None:
+    options = {"base": "cnn", "dataset": str(shades / "train"), "method": "from_scratch"}
+    settings = {"epochs": 1, "batch_size": 8, "folds": 2}
+    asked = {**options, "hyperparameters": settings, "name": "s"}
+    first = drive(work(asked, folder=tmp_path / "a", home=tmp_path, run="a"))
+    assert first["measured_on"] == "out-of-fold"
+    assert "flatters" not in first["validation"]
+    again = {"base": "s:1", "dataset": str(shades / "train"), "name": "s"}
+    second = drive(work(again, folder=tmp_path / "b", home=tmp_path, run="b"))
+    assert "The base had seen all of these samples before" in second["validation"]
+    assert Answers.load(tmp_path / "b").num_evidence == 0
 
 
 def test_a_run_that_is_stopped_ends_soon_with_what_it_has(home: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from test_dataset_api import ZIP, picture, two_classes, zipped
 
 from app.auth.store import KeyStore
 from app.jobs.job import EventType, Job, Kind, NewEvent, StaleWorker
-from app.jobs.runner import promotion_of
+from app.jobs.runner import follower_of
 from app.jobs.store import JobStore
 from app.main import create_app
 from app.settings import Settings
@@ -255,9 +255,9 @@ def test_the_end_of_a_job_creates_the_promotion_in_one(
 ) -> None:
     submit(client, dataset, promote={"alias": "live", "rule": {"threshold": 0.5}})
     job, result = claimed(jobs), {"model": "digits", "version": 2}
-    jobs.succeed(job, result, then=promotion_of(job, result))
+    jobs.succeed(job, result, then=follower_of(job, result))
     with pytest.raises(StaleWorker):
-        jobs.succeed(job, result, then=promotion_of(job, result))
+        jobs.succeed(job, result, then=follower_of(job, result))
     (follower,), _ = jobs.list(Kind.PROMOTION)
     assert (follower.model, follower.dataset) == ("digits:2", dataset)
     assert follower.options["proposal"]["version"] == 2

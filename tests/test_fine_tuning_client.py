@@ -4,9 +4,12 @@ import io
 import os
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -25,22 +28,58 @@ ENDED = {"succeeded", "failed", "cancelled"}
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real server over an empty home, with its worker."""
+    with serving(tmp_path_factory.mktemp("home")) as (url, _):
+        yield url
+
+
+@contextmanager
+def serving(home: Path, **settings: str) -> Iterator[tuple[str, int]]:
+    """The address of a real server over `home`, and its process."""
     from benchmarks.system import free_port, is_ready
 
-    home, port = tmp_path_factory.mktemp("home"), free_port()
+    port = free_port()
     command = [sys.executable, "-m", "app", "serve", "--home", str(home), "--port", str(port)]
     command += ["--device", "cpu", "--threads", "1", "--job-threads", "1"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **settings}
     log = (home / "log").open("wb")
     with log, subprocess.Popen(command, cwd=ROOT, env=environment, stderr=log) as process:
         try:
-            until = time.monotonic() + 60
+            until = time.monotonic() + 180
             while not is_ready(port, "/readyz"):
                 assert time.monotonic() < until, (home / "log").read_text()
                 time.sleep(0.1)
-            yield f"http://127.0.0.1:{port}/v1"
+            yield f"http://127.0.0.1:{port}/v1", process.pid
         finally:
             process.kill()
+
+
+class Asker(threading.Thread):
+    """Asks a model again and again, and notes every answer that is none, and who gave the rest."""
+
+    def __init__(self, server: str, model: str) -> None:
+        super().__init__(daemon=True)
+        self.url = f"{server}/models/{model}/predict"
+        self.faults: list[str] = []
+        self.versions: list[int] = []
+        self._enough = threading.Event()
+
+    def run(self) -> None:
+        picture = {"file": ("p.png", shaded(7777, 170), "image/png")}
+        with httpx.Client(timeout=30) as client:
+            while not self._enough.wait(0.05):
+                answer = client.post(self.url, files=picture)
+                if answer.status_code == 200:
+                    self.versions.append(answer.json()["version"])
+                else:
+                    self.faults.append(answer.text)
+
+    def __enter__(self) -> "Asker":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._enough.set()
+        self.join(60)
 
 
 @pytest.fixture
@@ -78,7 +117,7 @@ def file_id(client: Any) -> str:
     return str(sent.id)
 
 
-def until(client: Any, job: Any, holds: Callable[[Any], bool], seconds: float = 120) -> Any:
+def until(client: Any, job: Any, holds: Callable[[Any], bool], seconds: float = 300) -> Any:
     deadline = time.monotonic() + seconds
     while not holds(found := client.fine_tuning.jobs.retrieve(job.id)):
         assert time.monotonic() < deadline, found
@@ -260,10 +299,78 @@ def test_every_method_of_jobs(client: Any, file_id: str) -> None:
 
 
 def until_promoted(client: Any, job: Any, pending: tuple[str, ...]) -> dict[str, Any]:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while True:
         found: dict[str, Any] = client.fine_tuning.jobs.retrieve(job.id).promotion
         if found["status"] not in pending:
             return found
         assert time.monotonic() < deadline, found
         time.sleep(0.2)
+
+
+def sent(client: Any, first_seed: int, num: int = 14) -> str:
+    """The id of a file of pictures without parts, the same for the same seed only."""
+    shades = (("dark", 0), ("light", 170))
+    files = {
+        f"{name}/{seed}.png": shaded(seed + 10 * least, least)
+        for name, least in shades
+        for seed in range(first_seed, first_seed + num)
+    }
+    archive = ("shades.zip", zipped(files), "application/zip")
+    return str(client.files.create(file=archive, purpose="fine-tune").id)
+
+
+def test_folds_are_the_proof_and_the_server_swaps_while_it_answers(
+    client: Any, server: str
+) -> None:
+    jobs = client.fine_tuning.jobs
+    first = ended(
+        client,
+        jobs.create(
+            model="cnn",
+            training_file=sent(client, 5000),
+            suffix="proven",
+            method=BASE,
+            extra_body={"promote": {"rule": {"threshold": 0.8}}},
+        ),
+    )
+    assert first.result["measured_on"] == "out-of-fold"
+    found = until_promoted(client, first, ("none", "pending"))
+    assert found["status"] == "promoted", found
+    told = jobs.retrieve(first.id)
+    assert "28 samples right, between" in told.evaluation["sentence"]
+    page = httpx.get(server.removesuffix("/v1") + told.evaluation["report_url"])
+    assert "28 samples were answered out of fold" in page.text
+    events = [one.message for one in jobs.list_events(first.id, limit=5)]
+    assert any("cross-validated in 5 stratified folds" in one for one in events)
+    with Asker(server, "proven") as asker:
+        again = {"promote": {"rule": {"min_absolute_change": -0.2}}}
+        second = jobs.create(model="proven", training_file=sent(client, 6000), extra_body=again)
+        ended(client, second)
+        found = until_promoted(client, second, ("none", "pending"))
+        assert found["status"] == "promoted", found
+        deadline = time.monotonic() + 180
+        while asker.versions[-1] != 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    assert asker.faults == []
+    assert asker.versions == sorted(asker.versions)
+    told = jobs.retrieve(second.id)
+    assert "Against proven:1" in told.evaluation["sentence"]
+    seen_again = jobs.create(model="proven", training_file=sent(client, 6000), extra_body=again)
+    ended(client, seen_again)
+    found = until_promoted(client, seen_again, ("none", "pending"))
+    assert (found["status"], "there is no evidence" in found["sentence"]) == ("refused", True)
+
+
+def test_every_job_is_followed_by_an_evaluation(client: Any, file_id: str) -> None:
+    jobs = client.fine_tuning.jobs
+    made = ended(
+        client, jobs.create(model="cnn", training_file=file_id, suffix="looked-at", method=BASE)
+    )
+    deadline = time.monotonic() + 180
+    while (told := jobs.retrieve(made.id).evaluation)["status"] in ("pending", "queued", "running"):
+        assert time.monotonic() < deadline, told
+        time.sleep(0.2)
+    assert told["status"] == "succeeded", told
+    assert "samples would be enough to know it within one point" in told["sentence"]

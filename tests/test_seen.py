@@ -32,6 +32,15 @@ def test_membership_is_that_of_a_set(known: list[bytes], asked: list[bytes]) -> 
     assert kept == sorted(set(known))
 
 
+@given(rows, rows)
+def test_what_is_taken_away_is_seen_no_more(known: list[bytes], taken: list[bytes]) -> None:
+    taken += known[:3]
+    seen = Seen.of(short_digests(known), short_digests(known)).without(short_digests(taken))
+    left = sorted(set(known) - set(taken))
+    assert [bytes(row) for row in seen.train.tolist()] == left
+    assert [bytes(row) for row in seen.validation.tolist()] == left
+
+
 def test_a_trained_version_carries_what_it_saw(tmp_path: Path) -> None:
     trained = drive(train(config()))
     store = ModelStore(tmp_path)

@@ -214,6 +214,15 @@ def test_a_version_that_is_being_written_is_not_to_be_seen(store: ModelStore) ->
     store.publish("digits", write)
 
 
+def test_before_a_gate_has_decided_nothing_is_in_production(store: ModelStore) -> None:
+    version = store.publish("digits", writing(1), is_gated=True)
+    assert store.publish("digits", writing(2)).number == 2
+    assert store.aliases("digits") == {}
+    assert store.history("digits")[0].why == "a gate decides"
+    store.move_alias("digits", PRODUCTION, version.number, expected=None, by="the gate")
+    assert store.aliases("digits") == {PRODUCTION: 1}
+
+
 def test_a_publisher_that_died_before_the_alias_is_made_up_for(three: ModelStore) -> None:
     (three.folder / "digits" / "aliases.jsonl").unlink()
     three.publish("digits", writing(3))

@@ -17,8 +17,9 @@ from training.backbone import Backbone
 from training.config import FinetuneConfig, TrainConfig
 from training.datasets import Dataset, open_dataset
 from training.features import HeadUnseparable, features_of, separate_head
-from training.fine_tune import FineTuned, fine_tune
+from training.fine_tune import fine_tune
 from training.methods import request_of
+from training.outcome import FineTuned
 from training.progress import Progress, drive
 from training.train import Trained, measure, train
 from training.transfer import scale_by_depth, train_but_norms
@@ -99,8 +100,8 @@ def test_all_layers_may_learn_after_the_head(backbone: Backbone) -> None:
 
 
 def test_all_layers_are_given_up_where_the_head_alone_was_better(backbone: Backbone) -> None:
-    # A decay that takes all weights away in every step, once all layers learn at this rate.
-    decay = {"optimizer": "sgd", "weight_decay": 1.0, "unfreeze_learning_rate": 1.0}
+    # A decay that takes the weights away, once all layers learn at this rate.
+    decay = {"optimizer": "sgd", "weight_decay": 1.0, "unfreeze_learning_rate": 0.1}
     trained = tuned(backbone, unfreeze_epochs=3, unfreeze_factor=1.0, **decay)
     whole = drive(measure(trained.network, trained.dataset))
     assert whole.accuracy == trained.report.accuracy == trained.fitted.best.validation_accuracy

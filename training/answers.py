@@ -12,6 +12,7 @@ from torch import Tensor
 from training.report import Counts, Report
 
 FILE = "answers.safetensors"
+TENSORS = ("digests", "targets", "logits", "seen")
 
 
 @dataclass(frozen=True)
@@ -23,22 +24,36 @@ class Answers:
         digests: the sha256 of what each sample was read from, uint8 `[N, 32]`.
         targets: int64 `[N]`.
         logits: float32 `[N, classes]`.
+        seen: bool `[N]`: whether the base that it began with had seen the sample, so that the
+            answer is no evidence.
     """
 
     classes: tuple[str, ...]
     digests: Tensor
     targets: Tensor
     logits: Tensor
+    seen: Tensor
+
+    @property
+    def num_seen(self) -> int:
+        """Answers that are no evidence."""
+        return int(self.seen.sum())
+
+    @property
+    def num_evidence(self) -> int:
+        """Answers that are."""
+        return len(self.targets) - self.num_seen
 
     def report(self) -> Report:
-        """The figures of these answers."""
+        """The figures of those that are evidence; of all, where none is."""
+        counted = ~self.seen if self.num_evidence else torch.ones_like(self.seen)
         counts = Counts(len(self.classes))
-        counts.update(self.logits, self.targets)
+        counts.update(self.logits[counted], self.targets[counted])
         return counts.report(self.classes)
 
     def save(self, folder: Path) -> Path:
         """As `answers.safetensors` in a run's folder."""
-        tensors = {"digests": self.digests, "targets": self.targets, "logits": self.logits}
+        tensors = {name: getattr(self, name) for name in TENSORS}
         path, staging = folder / FILE, folder / f".{FILE}"
         named = {name: tensor.contiguous() for name, tensor in tensors.items()}
         save_file(named, staging, metadata={"classes": json.dumps(self.classes)})
@@ -50,7 +65,7 @@ class Answers:
         """What `save` wrote."""
         with safe_open(folder / FILE, framework="pt") as file:
             classes = tuple(json.loads(file.metadata()["classes"]))
-            return cls(classes, *(file.get_tensor(n) for n in ("digests", "targets", "logits")))
+            return cls(classes, *(file.get_tensor(name) for name in TENSORS))
 
 
 def digest_rows(digests: tuple[bytes, ...]) -> Tensor:

@@ -5,7 +5,7 @@ named, a file in the folder of weights, or a version that was imported.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -14,6 +14,7 @@ from models.checkpoint import Checkpoint, load
 from models.manifest import NetworkSpec
 from models.networks import NETWORKS, TORCHVISION
 from models.preprocessing import Preprocessing
+from models.seen import Seen, read_seen
 from models.store import ModelStore, Version
 from models.store_error import StoreError
 from training.importing import METHOD, PUBLISHED, ImportRequest, read_import
@@ -38,6 +39,7 @@ class Backbone:
         parent: what a person calls these weights: `digits:3`, or a file.
         labels: of its outputs, in order; None where they are not known.
         notes: what was taken for granted, one sentence each.
+        seen: samples that these weights were learned from and chosen by, as far as is known.
     """
 
     spec: NetworkSpec
@@ -46,6 +48,7 @@ class Backbone:
     parent: str | None
     labels: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
+    seen: Seen = field(default_factory=Seen)
 
     @classmethod
     def of_checkpoint(cls, checkpoint: Checkpoint, parent: str) -> "Backbone":
@@ -82,13 +85,12 @@ def find_backbone(reference: str, home: Path, weights: str | None = None) -> Bac
     if weights is not None:
         return _imported(reference, weights)
     if not reference.startswith(TORCHVISION):
-        version = _resolved(store, reference)
-        return Backbone.of_checkpoint(load(version.folder), str(version))
+        return _of_version(_resolved(store, reference))
     if (file := weights_file(reference, home)) is not None:
         return _imported(reference, str(file))
     for version in imported_versions(store):
         if version.manifest().network.name == reference:
-            return Backbone.of_checkpoint(load(version.folder), str(version))
+            return _of_version(version)
     raise BaseUnknown(
         f"there are no weights of {reference} here: import them (`pytorchlib import --network "
         f"{reference} --weights FILE --name NAME`), or put the file into the folder {WEIGHTS} of "
@@ -119,6 +121,12 @@ def imported_versions(store: ModelStore) -> list[Version]:
         for number in reversed(store.versions(name))
     ]
     return [version for version in versions if version.manifest().lineage.method == METHOD]
+
+
+def _of_version(version: Version) -> Backbone:
+    checkpoint = load(version.folder)
+    seen = read_seen(version.folder, checkpoint.manifest.files)
+    return replace(Backbone.of_checkpoint(checkpoint, str(version)), seen=seen)
 
 
 def _imported(network: str, weights: str) -> Backbone:

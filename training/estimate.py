@@ -17,10 +17,18 @@ from torch import Tensor, nn
 from models import networks
 from models.device import choose_device
 from models.preprocessing import Preprocessing
-from training.fine_tune import asked_backbone, asked_source, facts_of
 from training.importing import noise
+from training.ingredients import asked_backbone, asked_source, facts_of
 from training.layout import laid_out, layout_of
-from training.methods import FINE_TUNE, FROM_SCRATCH, LINEAR_PROBE, FineTuneRequest
+from training.methods import (
+    FINE_TUNE,
+    FROM_SCRATCH,
+    GIVEN,
+    LINEAR_PROBE,
+    NOTHING_HELD,
+    SPLIT,
+    FineTuneRequest,
+)
 from training.normalisation import draft_preprocessing
 from training.resolution import Facts, resolve, resolved
 from training.source import TRAIN, Part, Source
@@ -168,9 +176,9 @@ def _warnings(source: Source, facts: Facts, settings: Any) -> list[str]:
         if count < FEW
     ]
     found = [f"below {FEW} samples a class is hardly learned: {', '.join(few[:10])}"] if few else []
-    if settings.early_stopping and settings.validation != "split" and not facts.has_validation:
-        found.append("early_stopping needs a validation part; without one every epoch is run")
-    if settings.validation == "none" and not facts.has_validation:
+    if settings.early_stopping and settings.validation not in (SPLIT, GIVEN):
+        found.append("early_stopping needs samples held out by a split; every epoch is run")
+    if settings.validation == NOTHING_HELD and not facts.given:
         found.append("nothing is held out, so nothing will say how good the result is")
     if hasattr(settings, "layer_factor") and settings.validation == "cross_validation":
         found.append(

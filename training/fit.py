@@ -77,6 +77,7 @@ def fit(
     train_mode: Callable[[nn.Module], object] = nn.Module.train,
     scale_of: Callable[[str], float] | None = None,
     stop: Callable[[], bool] = never,
+    last_epoch: int = 0,
 ) -> Generator[Progress, None, FitResult]:
     """Train `network` on `dataset`.
 
@@ -90,6 +91,7 @@ def fit(
         scale_of: a parameter's name to the factor of its learning rate.
         stop: asked after every step; once it says yes, the weights of that moment are validated
             and the run ends with the best ones.
+        last_epoch: where to end on a schedule of more epochs; 0 is after all of them.
 
     Yields:
         Phase `train`: the loss every `report_every` steps and signs of life in between; phase
@@ -101,6 +103,7 @@ def fit(
         models.device.DeviceUnavailable: there is no such device.
     """
     run = _Run(network, dataset, config, train_mode, scale_of, stop)
+    run.last_epoch = last_epoch or config.epochs
     store = Snapshots(snapshots) if snapshots else None
     snapshot = store.newest() if store else None
     with _repeatable(run.device, _threads(config, snapshot), config.determinism):
@@ -151,6 +154,7 @@ class _Run:
         self.validation = feed_for(held_out, self.device, num_workers, finish) if held_out else None
         self.weights = _class_weights(dataset, config, self.device)
         self.notes: tuple[str, ...] = ()
+        self.last_epoch = config.epochs
 
     def resume(self, snapshot: Snapshot | None) -> None:
         """Go on from `snapshot`, if there is one."""
@@ -173,7 +177,7 @@ class _Run:
         """Whether there is no epoch to come."""
         history = self.state.history
         asked = bool(history) and (self.is_stopped or self.stop())
-        return len(history) >= self.config.epochs or self.stopped_early or asked
+        return len(history) >= self.last_epoch or self.stopped_early or asked
 
     @property
     def stopped_early(self) -> bool:
@@ -200,7 +204,7 @@ class _Run:
             raise RuntimeError("a run that ends has finished an epoch")
         state.network.load_state_dict(state.best_weights)
         network = state.network.eval()
-        stopped = len(state.history) < self.config.epochs
+        stopped = len(state.history) < self.last_epoch
         return FitResult(
             network, state.best, tuple(state.history), self.pace.seconds, stopped, self.notes
         )

@@ -17,6 +17,10 @@ BatchSize = Annotated[int, Field(ge=1, le=65_536)]
 LINEAR_PROBE: Final = "linear_probe"
 FINE_TUNE: Final = "fine_tune"
 FROM_SCRATCH: Final = "from_scratch"
+CROSS_VALIDATION: Final = "cross_validation"
+SPLIT: Final = "split"
+GIVEN: Final = "given"
+NOTHING_HELD: Final = "none"
 
 
 class Method(Config):
@@ -58,13 +62,15 @@ class Method(Config):
     )
     early_stopping: Count = Field(
         default=0,
-        description="Epochs without a better validation before the run ends; 0 is never. Needs a "
-        "validation part.",
+        description="Epochs without a better validation before the run ends; 0 is never. Needs "
+        "samples that choose the weights: a split, or a validation part that is given.",
     )
-    validation: Literal["cross_validation", "split", "none"] | Auto = Field(
+    validation: Literal["cross_validation", "split", "given", "none"] | Auto = Field(
         default="auto",
-        description="How the result is measured where the dataset has no validation part; auto is "
-        "cross-validation below 2,000 samples and a seeded stratified split from there on.",
+        description="What chooses the weights, and what the result is measured on. auto is "
+        "cross-validation below 2,000 samples and a seeded stratified split from there on; a "
+        "validation part of the dataset's own is measured, and chooses only as given, which auto "
+        "takes where there is a test part beside it.",
     )
     folds: Annotated[int, Field(ge=2, le=20)] = Field(
         default=5, description="Parts of a cross-validation."
@@ -93,6 +99,14 @@ class Kept(Method):
 class LinearProbe(Kept):
     """A new last layer, learned on features of the frozen base that are computed once and kept."""
 
+    optimizer: Literal["adamw", "sgd"] = Field(
+        default="sgd",
+        description="The rule that turns gradients into steps; few samples are learned better by "
+        "sgd, whose decay keeps the layer small.",
+    )
+    weight_decay: NotNegative | Auto = Field(  # type: ignore[assignment]
+        default="auto", description="Decoupled for AdamW; never on biases. auto is less for more."
+    )
     epochs: Epochs | Auto = Field(
         default="auto", description="Passes over the features; a hundred cost hardly more than one."
     )
@@ -132,6 +146,12 @@ class FineTune(Augmented, Kept):
     )
     head_learning_rate: Positive | Auto = Field(
         default="auto", description="The peak of the schedule of the last layer alone."
+    )
+    head_optimizer: Literal["adamw", "sgd"] = Field(
+        default="sgd", description="The rule by which the last layer alone learns."
+    )
+    head_weight_decay: NotNegative | Auto = Field(
+        default="auto", description="Decay while the last layer learns alone."
     )
     epochs: Epochs | Auto = Field(
         default="auto", description="Passes over the pictures with all layers learning."
@@ -214,7 +234,7 @@ class FineTuneRequest(Config):
         min_length=1, description="A dataset by name, or the path of a folder, CSV or NPZ."
     )
     validation_dataset: str | None = Field(
-        default=None, description="Another dataset, which chooses the best weights."
+        default=None, description="Another dataset, which the result is measured on."
     )
     method: Literal["linear_probe", "fine_tune", "from_scratch"] = Field(
         default="linear_probe", description="How the weights are made."
@@ -281,7 +301,8 @@ def request_of(
     settings = {name: value for name, value in given.items() if name in known}
     if method == FINE_TUNE:
         phase = ("epochs", "batch_size", "learning_rate")
-        settings |= {f"head_{name}": given[name] for name in phase}
+        alone = (*phase, "optimizer", "weight_decay")
+        settings |= {f"head_{name}": given[name] for name in alone}
         settings |= {name: given[f"unfreeze_{name}"] for name in phase}
         settings["layer_factor"] = config.unfreeze_factor
     shared = ("dataset", "seed", "label_column", "data_root")

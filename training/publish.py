@@ -19,7 +19,13 @@ from training.train import Trained
 
 
 def publish(
-    trained: Trained, store: ModelStore, name: str, *, run: str | None = None, by: str = "local"
+    trained: Trained,
+    store: ModelStore,
+    name: str,
+    *,
+    run: str | None = None,
+    by: str = "local",
+    is_gated: bool = False,
 ) -> Version:
     """Publish `trained` as the next version of the model `name`.
 
@@ -29,6 +35,7 @@ def publish(
         name: of the model.
         run: what made it; publishing it again gives the version that is already there.
         by: who, for the alias's history.
+        is_gated: a gate decides on `production`, also on a model's first version.
 
     Raises:
         models.store.StoreError: the store refuses.
@@ -39,7 +46,7 @@ def publish(
     def write(folder: Path) -> None:
         checkpoint.save(folder, trained.network, manifest, golden, seen)
 
-    return store.publish(name, write, run=run, by=by)
+    return store.publish(name, write, run=run, by=by, is_gated=is_gated)
 
 
 def manifest_of(trained: Trained, run: str | None = None) -> Manifest:

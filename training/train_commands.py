@@ -15,7 +15,7 @@ from training.options import with_fields
 from training.progress import Progress
 
 if TYPE_CHECKING:
-    from training.fine_tune import FineTuned
+    from training.outcome import FineTuned
     from training.train import Trained
 
 INTERRUPTED: Final = 130

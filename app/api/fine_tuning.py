@@ -26,7 +26,7 @@ from app.api.schema import error_answers, shown
 from app.errors import BadInput, JobUnknown, NotFound, Overloaded
 from app.jobs.courier import Courier
 from app.jobs.job import Event, Job, Kind, NewJob, State
-from app.jobs.runner import Runner, promotion_key
+from app.jobs.runner import Runner, follower_key
 from app.jobs.store import MAX_COUNTED, JobStore
 from models.store import ModelStore
 from training.methods import schemas
@@ -67,6 +67,14 @@ _JOB: Final = {
     "resolved": {"epochs": {"value": 100, "reason": "passes over features cost next to nothing"}},
     "metrics": {"accuracy": 0.96},
     "result": {"model": "parts", "version": 1, "measured_on": "validation"},
+    "evaluation": {
+        "id": "eval-5f2c8a1d9b3e4f60718293a4",
+        "status": "succeeded",
+        "sentence": "96.1% of 153 samples right, between 91.7% and 98.2% with 95 % confidence; "
+        "about 1,500 samples would be enough to know it within one point.",
+        "figures": {"accuracy": 0.961},
+        "report_url": "/v1/evaluations/eval-5f2c8a1d9b3e4f60718293a4/report",
+    },
     "promotion": None,
     "curves_url": f"/v1/fine_tuning/jobs/{_ID}/curves",
     "tensorboard_url": f"/v1/fine_tuning/jobs/{_ID}/tensorboard",
@@ -220,10 +228,10 @@ class Desk:
         """As it is answered to `request`, whose key the links carry on."""
         if place is None and job.state is State.QUEUED:
             place = self.jobs.place(job)
-        promotion = None
-        if "promotion" in job.options and job.state is State.SUCCEEDED:
-            promotion = self.jobs.find(job.by, promotion_key(job.id))
-        return job_object(job, place, promotion, lambda path: signed_link(request, path))
+        follower = None
+        if job.state is State.SUCCEEDED:
+            follower = self.jobs.find(job.by, follower_key(job.id))
+        return job_object(job, place, follower, lambda path: signed_link(request, path))
 
     def page(self, after: str | None, limit: int, request: Request) -> FineTuningList:
         """Jobs, newest first."""

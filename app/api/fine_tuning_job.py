@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 
 from app.errors import BadInput
 from app.jobs.attempt_folder import newest_attempt
-from app.jobs.job import Event, Job, State
+from app.jobs.job import Event, Job, Kind, State
 
 MAX_CHECKPOINTS: Final = 1000
 _FOLDS: Final = "folds"
@@ -53,6 +53,10 @@ class FineTuningJob(BaseModel):
     resolved: dict[str, Any] = Field(description="What each `auto` became, and why.")
     metrics: dict[str, Any] | None
     result: dict[str, Any] | None = Field(description="All else that is known of the result.")
+    evaluation: dict[str, Any] | None = Field(
+        description="How the version compares with the one in production: `status`, `sentence`, "
+        "`figures` and `report_url`, a page to look at."
+    )
     promotion: dict[str, Any] | None = Field(
         description="`pending`, `promoted`, `refused` or `failed`, where `promote` was given."
     )
@@ -113,14 +117,14 @@ class FineTuningCheckpoints(BaseModel):
 
 
 def job_object(
-    job: Job, place: int | None, promotion: Job | None, link: Callable[[str], str] = str
+    job: Job, place: int | None, follower: Job | None, link: Callable[[str], str] = str
 ) -> FineTuningJob:
     """A job as it is told.
 
     Args:
         job: of this kind.
         place: how many queued jobs come before it; None unless it is queued.
-        promotion: the job that follows it.
+        follower: the evaluation or promotion that follows it.
         link: makes a path one that a browser may open.
     """
     request, result = job.options.get("request", {}), job.result or {}
@@ -157,7 +161,8 @@ def job_object(
         resolved=resolved,
         metrics=result.get("metrics"),
         result=rest or None,
-        promotion=_promotion(job, promotion),
+        evaluation=_evaluation(job, follower, link),
+        promotion=_promotion(job, follower),
         curves_url=link(f"/v1/fine_tuning/jobs/{job.id}/curves"),
         tensorboard_url=link(f"/v1/fine_tuning/jobs/{job.id}/tensorboard"),
     )
@@ -259,6 +264,23 @@ def _reason(job: Job, place: int | None) -> str | None:
     if job.state is State.QUEUED:
         return job.reason or "it begins as soon as a worker is free"
     return job.reason if job.state is State.PAUSED else None
+
+
+def _evaluation(
+    job: Job, follower: Job | None, link: Callable[[str], str]
+) -> dict[str, Any] | None:
+    """What the evaluation found that follows the job, or that its promotion rests on."""
+    if follower is None:
+        is_to_come = Kind.EVALUATION in job.options and not job.is_final
+        return {"status": "pending"} if is_to_come else None
+    told: dict[str, Any] = {"id": follower.id, "status": follower.state}
+    found = follower.result or {}
+    if "figures" in found:
+        told |= {name: found.get(name) for name in ("sentence", "figures")}
+        told["report_url"] = link(f"/v1/evaluations/{follower.id}/report")
+    elif follower.error is not None:
+        told["sentence"] = follower.error.message
+    return told
 
 
 def _promotion(job: Job, follower: Job | None) -> dict[str, Any] | None:

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -20,6 +20,7 @@ from app.errors import BadInput, NotFound
 from app.evaluation.question import Question
 from app.evaluation.rule import Rule
 from app.examiner import options_of
+from app.jobs.job import Kind
 from models import networks
 from models.networks import TORCHVISION
 from models.store import PRODUCTION, ModelStore
@@ -113,8 +114,9 @@ class PromoteRequest(BaseModel):
     dataset: str | None = Field(
         None,
         max_length=64,
-        description="Dataset to measure both on, of which only what neither has seen counts; the "
-        "training file, if not given: its test part.",
+        description="Dataset to measure both on, of which only what neither has seen counts. If "
+        "not given, the validation file, or what the training file holds out: its validation or "
+        "test part, or all of it in folds.",
     )
 
 
@@ -135,7 +137,7 @@ class JobRequest(BaseModel):
         max_length=64, description="Id of a dataset.", examples=["dset-6730e52205eb541f8a97d7e3"]
     )
     validation_file: str | None = Field(
-        None, max_length=64, description="Id of a dataset that chooses the best weights."
+        None, max_length=64, description="Id of a dataset that the result is measured on."
     )
     method: MethodRequest = Field(
         default_factory=lambda: MethodRequest.model_validate({}),
@@ -224,9 +226,7 @@ def job_options(wanted: JobRequest, store: ModelStore, places: Places) -> dict[s
         "suffix": wanted.suffix,
         "metadata": wanted.metadata,
     }
-    if wanted.promote is not None:
-        options["promotion"] = _promotion(wanted, wanted.promote, str(request["name"]), places)
-    return options
+    return {**options, **_judgement(wanted, str(request["name"]), places)}
 
 
 def _given(method: MethodRequest) -> dict[str, Any]:
@@ -306,17 +306,20 @@ def _name(wanted: JobRequest, base: str) -> str:
     return name
 
 
-def _promotion(
-    wanted: JobRequest, asked: PromoteRequest, name: str, places: Places
-) -> Mapping[str, Any]:
-    """The question and the proposal, but for the version, which is not made yet."""
-    _check_dataset(asked.dataset, "promote.dataset", places.datasets)
-    dataset = asked.dataset or wanted.training_file
+def _judgement(wanted: JobRequest, name: str, places: Places) -> dict[str, Any]:
+    """What is asked of the version once it is made: the gate, or else an evaluation."""
+    promote = wanted.promote
+    named = None if promote is None else promote.dataset
+    _check_dataset(named, "promote.dataset", places.datasets)
+    dataset = named or wanted.validation_file or wanted.training_file
     question = Question(
         model=name,
         dataset=str(places.datasets / dataset),
         shown_as=dataset,
         data_root=str(places.data_root),
     )
-    rule = asked.rule.model_dump(exclude_none=True)
-    return options_of(question, {"name": name, "alias": asked.alias, "rule": rule})
+    if promote is None:
+        return {Kind.EVALUATION.value: options_of(question)}
+    rule = promote.rule.model_dump(exclude_none=True)
+    proposal = {"name": name, "alias": promote.alias, "rule": rule}
+    return {Kind.PROMOTION.value: options_of(question, proposal)}

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from models.picture import PictureError
 from models.preprocessing import Preprocessing
+from training.certainty import certainty
 from training.mistakes import Mistake
 from training.report import Report
 from training.samples import Samples, picture_of
@@ -53,6 +54,7 @@ class Evaluation:
         thumbnails: index of a sample that is listed -> the picture as a data URI.
         unreadable: samples that could not be read, a sentence each, a bounded list.
         num_unreadable: how many there were.
+        num_out_of_fold: samples to which the candidate's answers are those of its folds.
         seconds: that it took.
     """
 
@@ -67,6 +69,7 @@ class Evaluation:
     thumbnails: dict[int, str]
     unreadable: tuple[str, ...]
     num_unreadable: int
+    num_out_of_fold: int
     seconds: float
 
     @property
@@ -75,6 +78,15 @@ class Evaluation:
         report = self.findings.reports[0]
         assert report is not None
         return report
+
+    @property
+    def sentence(self) -> str:
+        """How good the candidate is, how sure that is, and how it compares."""
+        told, pair = certainty(self.report), self.findings.comparison
+        if pair is None:
+            return f"{told}."
+        (name, version), holds = self.models[1], pair.other_accuracy
+        return f"{told}. Against {name}:{version}, which has {holds:.1%} right: {pair.sentence}"
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, ready for `json.dumps`; the pictures stand apart under `thumbnails`."""
@@ -86,15 +98,25 @@ class Evaluation:
             "num_samples": found.num_offered,
             "num_left_out": found.num_left_out,
             "num_unreadable": self.num_unreadable,
+            "num_out_of_fold": self.num_out_of_fold,
             "unreadable": list(self.unreadable),
             "compared_with": sides[1] if len(sides) > 1 else None,
             "comparison": self._comparison(),
             "classes_apart": [asdict(one) for one in found.apart],
             "worst_mistakes": [self._mistake(one) for one in found.mistakes],
-            "notes": list(found.notes),
+            "sentence": self.sentence,
+            "notes": [*self._folds(), *found.notes],
             "seconds": round(self.seconds, 3),
             "thumbnails": {str(index): uri for index, uri in self.thumbnails.items()},
         }
+
+    def _folds(self) -> list[str]:
+        if not self.num_out_of_fold:
+            return []
+        return [
+            f"{self.num_out_of_fold} samples were answered out of fold: by networks that learned "
+            "as the candidate did, but not from them. The candidate itself learned from them all."
+        ]
 
     def _side(self, place: int) -> dict[str, Any]:
         name, version = self.models[place]

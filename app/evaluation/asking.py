@@ -93,6 +93,10 @@ class Asking:
         """Where its version rests."""
         return self._live.store.version(predictor.name, predictor.version).folder
 
+    def folder_of_run(self, run: str | None) -> Path | None:
+        """Where a job left what it found; None for none."""
+        return self._live.store.folder.parent / "runs" / run if run else None
+
     async def _ask(self, predictor: Predictor, batch: Tensor) -> Prediction:
         while True:
             self._look()

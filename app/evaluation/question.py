@@ -17,6 +17,8 @@ class Question:
             where two are compared.
         top_k: the k for which shares are wanted.
         data_root: where built-in datasets lie.
+        run: the job that made the model; where its folds answered a sample that the model learned
+            from, these answers count as the model's.
     """
 
     model: str
@@ -27,6 +29,7 @@ class Question:
     leave_out_seen: bool | None = None
     top_k: tuple[int, ...] = (1, 3, 5)
     data_root: str = "data"
+    run: str | None = None
 
     def between(self, model: str, compare_to: str | None) -> "Question":
         """The same about two versions, on what neither of them has seen."""

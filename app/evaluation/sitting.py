@@ -17,10 +17,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final
 
 import torch
+from torch import Tensor
 
 from app.engine.predictor import Prediction, Predictor
 from app.evaluation.answer import Evaluation, Speed, thumbnails_of
 from app.evaluation.asking import Asking
+from app.evaluation.out_of_fold import OutOfFold
 from app.evaluation.question import Question
 from app.evaluation.reader import Piece, Reader, joined
 from models.seen import read_seen
@@ -72,6 +74,8 @@ class Sitting:
         self._input_of = [
             self._preprocessings.index(one.manifest.preprocessing) for one in predictors
         ]
+        run = asking.folder_of_run(question.run)
+        self._out_of_fold = OutOfFold.of_run(run, predictors[0].labels)
         self._temperatures = tuple(one.manifest.temperature or 1.0 for one in predictors)
         self._unreadable: list[str] = []
         self._num_unreadable = 0
@@ -90,7 +94,7 @@ class Sitting:
             raise ClassesUnknown(f"{self._question.shown_as} has no part {name!r}; it has {there}")
         part, leave_out = source.parts[name], self._question.leave_out_seen
         trial = Trial(
-            [self._contender(one) for one in self._predictors],
+            [self._contender(place) for place in range(len(self._predictors))],
             source.classes,
             leave_out_seen=len(self._predictors) > 1 if leave_out is None else leave_out,
         )
@@ -114,6 +118,7 @@ class Sitting:
                 thumbnails=thumbnails_of(shown, listed, self._preprocessings[0]),
                 unreadable=tuple(self._unreadable),
                 num_unreadable=self._num_unreadable,
+                num_out_of_fold=self._out_of_fold.num_used,
                 seconds=seconds,
             )
 
@@ -125,14 +130,17 @@ class Sitting:
             return as_trained(manifest, question.dataset, data_root=question.data_root)
         return whole(question.dataset)
 
-    def _contender(self, predictor: Predictor) -> Contender:
+    def _contender(self, place: int) -> Contender:
+        predictor = self._predictors[place]
         name = f"{predictor.name}:{predictor.version}"
         folder = self._asking.folder_of(predictor)
-        return Contender(name, predictor.labels, read_seen(folder, predictor.manifest.files))
+        seen = read_seen(folder, predictor.manifest.files)
+        return Contender(name, predictor.labels, seen if place else self._out_of_fold.without(seen))
 
     def _drive(self, trial: Trial, part: Part, threads: ThreadPoolExecutor) -> Findings:
         self._num_left = len(part)
-        reader = Reader(part, self._preprocessings, trial.needs_digests)
+        needs_digests = trial.needs_digests or bool(self._out_of_fold)
+        reader = Reader(part, self._preprocessings, needs_digests)
         items = self._items(trial, self._pieces(reader, len(part), threads))
         batches = _gathered(self._answered(items))
         loop = run_trial(trial, batches, len(part), self._question.top_k)
@@ -177,6 +185,7 @@ class Sitting:
         num_held = 0
         for piece in pieces:
             self._note(piece.faults)
+            self._out_of_fold.meet(piece.indices, piece.digests)
             admitted = trial.admit(piece.digests, len(piece.indices))
             if bool(admitted.any()):
                 held.append(piece if bool(admitted.all()) else piece.rows(admitted))
@@ -205,7 +214,7 @@ class Sitting:
 
     def _answered(self, items: Iterator[Piece]) -> Iterator[Answered]:
         """Every item with its answers, two of them on the way at any moment."""
-        asked: deque[tuple[Piece, list[Future[Prediction]]]] = deque()
+        asked: deque[tuple[Piece, list[Future[Prediction] | None]]] = deque()
         try:
             for item in items:
                 asked.append((item, self._ask(item)))
@@ -219,7 +228,8 @@ class Sitting:
         finally:
             for _, futures in asked:
                 for future in futures:
-                    future.cancel()
+                    if future is not None:
+                        future.cancel()
 
     def _rest(self, compute_s: float, num_batches: float) -> None:
         """While others ask, leave them the device after a batch that had it for `compute_s`.
@@ -230,24 +240,34 @@ class Sitting:
             most_s = self._asking.left_s / 2 / max(1.0, num_batches)
             self._asking.rest(min(compute_s * (1 / GENTLE_SHARE - 1), most_s))
 
-    def _ask(self, item: Piece) -> "list[Future[Prediction]]":
+    def _ask(self, item: Piece) -> "list[Future[Prediction] | None]":
+        """Begin to ask everybody; not the candidate, where all its answers are here already."""
         self._last = item
         return [
-            self._asking.ask(predictor, item.inputs[place])
-            for predictor, place in zip(self._predictors, self._input_of, strict=True)
+            None
+            if place == 0 and self._out_of_fold.covers(item.indices)
+            else self._asking.ask(predictor, item.inputs[self._input_of[place]])
+            for place, predictor in enumerate(self._predictors)
         ]
 
-    def _answer(self, item: Piece, futures: "list[Future[Prediction]]") -> tuple[Answered, float]:
+    def _answer(
+        self, item: Piece, futures: "list[Future[Prediction] | None]"
+    ) -> tuple[Answered, float]:
         """What was answered, and how long it took the device in seconds."""
-        logits, compute_s = [], 0.0
+        logits: list[Tensor] = []
+        compute_s = 0.0
         for place, future in enumerate(futures):
+            if future is None:
+                logits.append(self._out_of_fold.put_into(None, item.indices))
+                continue
             prediction = self._asking.wait(future)
             compute_s += prediction.compute_ms / 1000
             if len(self._batches[place]) < MAX_TIMED:
                 self._batches[place].append((prediction.compute_ms, len(item.indices)))
             temperature = self._temperatures[place]
             scaled = prediction.logits if temperature == 1.0 else prediction.logits / temperature
-            logits.append(scaled)
+            own = self._out_of_fold.put_into(scaled, item.indices) if place == 0 else scaled
+            logits.append(own)
         return Answered(item.indices, item.targets, tuple(logits)), compute_s
 
     def _speed(self, place: int, samples_per_second: float) -> Speed:

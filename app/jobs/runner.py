@@ -336,7 +336,9 @@ class Attempt:
         if kind == "result":
             result = outcome["result"]
             sentence = f"published {result['model']}:{result['version']}"
-            return store.succeed(job, result, sentence, then=promotion_of(job, result))
+            if told := result.get("validation"):
+                sentence += f": {told}"
+            return store.succeed(job, result, sentence, then=follower_of(job, result))
         if self._too_much:
             return store.fail(job, JobError("out_of_memory", self._too_much))
         if kind == "error":
@@ -358,23 +360,28 @@ class Attempt:
         return self._store.fail(self._job, JobError(outcome["code"], outcome["message"]))
 
 
-def promotion_of(job: Job, result: Mapping[str, Any]) -> NewJob | None:
-    """The job that moves an alias to what this one made if a rule holds; None if not asked for."""
-    asked = job.options.get("promotion")
+def follower_of(job: Job, result: Mapping[str, Any]) -> NewJob | None:
+    """What is done with the version that a job made: the gate, if it was asked for, or else an
+    evaluation against the version that is in production; None if neither was.
+    """
+    kind = Kind.PROMOTION if "promotion" in job.options else Kind.EVALUATION
+    asked = job.options.get(kind)
     if asked is None:
         return None
     version = f"{result['model']}:{result['version']}"
-    options = {
-        "question": {**asked["question"], "model": version},
-        "proposal": {**asked["proposal"], "version": result["version"]},
-    }
+    question = {**asked["question"], "model": version, "run": job.id}
+    options = {"question": question}
+    if kind is Kind.PROMOTION:
+        options["proposal"] = {**asked["proposal"], "version": result["version"]}
+    else:
+        question |= {"compare_to": result.get("current"), "leave_out_seen": True}
     dataset = asked["question"]["shown_as"]
-    return NewJob(Kind.PROMOTION, options, job.by, promotion_key(job.id), version, dataset)
+    return NewJob(kind, options, job.by, follower_key(job.id), version, dataset)
 
 
-def promotion_key(job_id: str) -> str:
-    """The idempotency key of the promotion that follows a job, by which it is found."""
-    return f"promotion\n{job_id}"  # no header holds a line break, so nobody else has this key
+def follower_key(job_id: str) -> str:
+    """The idempotency key of what follows a job, by which it is found."""
+    return f"follows\n{job_id}"  # no header holds a line break, so nobody else has this key
 
 
 async def _until_closed(child: Child) -> AsyncIterator[dict[str, Any]]:

@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from app.jobs.attempt_folder import open_attempt, steps_saved
 from app.jobs.channel import PAUSE, PUBLISH, STOP, Channel, read_order
+from app.jobs.job import Kind
 
 if TYPE_CHECKING:
+    from training.answers import Answers
     from training.progress import Progress
     from training.resolution import Choice
     from training.train import Trained
@@ -42,11 +44,13 @@ class Made:
         trained: the network.
         told: what the job's result says besides its version.
         whole: the same and more, which is too large for a row.
+        out_of_fold: answers of networks that learned from other samples, to be judged by.
     """
 
     trained: "Trained"
     told: Mapping[str, Any]
     whole: Mapping[str, Any] | None = None
+    out_of_fold: "Answers | None" = None
 
 
 Loop = Generator["Progress", None, Made]
@@ -148,16 +152,29 @@ class Work:
             self._channel.say("snapshot", step=steps)
 
     def _publish(self, made: Made) -> dict[str, Any]:
-        from models.store import ModelStore
+        from models.store import PRODUCTION, ModelStore
         from training.publish import publish
 
         store, name = ModelStore(self._home / "models"), self._order["options"]["name"]
-        version = publish(made.trained, store, name, run=self._job, by=self._order["by"])
+        holder = store.aliases(name).get(PRODUCTION) if name in store.names() else None
+        gate = self._order["options"].get(Kind.PROMOTION)
+        version = publish(
+            made.trained,
+            store,
+            name,
+            run=self._job,
+            by=self._order["by"],
+            is_gated=gate is not None and gate["proposal"]["alias"] == PRODUCTION,
+        )
+        if made.out_of_fold is not None:
+            made.out_of_fold.save(self._run)
         if made.whole is not None:
             staging = self._run / f"{RESULT}.writing"
             staging.write_text(json.dumps({"version": str(version), **made.whole}, indent=1))
             staging.replace(self._run / RESULT)
-        return {"model": name, "version": version.number, **made.told}
+        # Where this attempt publishes again, the version itself may hold the alias.
+        current = f"{name}:{holder}" if holder not in (None, version.number) else None
+        return {"model": name, "version": version.number, "current": current, **made.told}
 
 
 def told(error: Exception) -> dict[str, Any]:
@@ -209,8 +226,9 @@ def _fresh(
 def _tuned(
     options: Mapping[str, Any], run: Path, home: Path, stop: Callable[[], bool], say: Say
 ) -> Loop:
-    from training.fine_tune import fine_tune, summary
+    from training.fine_tune import fine_tune
     from training.methods import FineTuneRequest
+    from training.outcome import summary
 
     def tell(choices: "Mapping[str, Choice]") -> None:
         say("resolved", resolved={name: one.to_json() for name, one in choices.items()})
@@ -223,7 +241,8 @@ def _tuned(
     done = yield from fine_tune(request, home, run, stop=stop, on_resolved=tell)
     whole = summary(done)
     told = {name: whole[name] for name in TOLD}
-    return Made(done.trained, {**told, "best_epoch": done.trained.fitted.best.epoch}, whole)
+    told["best_epoch"] = done.trained.fitted.best.epoch
+    return Made(done.trained, told, whole, done.out_of_fold)
 
 
 def _dataset(home: Path, dataset_id: str) -> str:
@@ -240,10 +259,10 @@ def _dataset(home: Path, dataset_id: str) -> str:
 
 
 TOLD: Final = (
-    *("method", "base", "parent", "metrics", "measured_on", "validation", "resolved"),
+    *("method", "base", "parent", "metrics", "interval", "measured_on", "validation", "resolved"),
     *("hyperparameters", "best", "environment", "notes", "seconds"),
 )
-"""What the row holds of what `training.fine_tune.summary` says."""
+"""What the row holds of what `training.outcome.summary` says."""
 Maker = Callable[[Mapping[str, Any], Path, Path, Callable[[], bool], Say], Loop]
 LOOPS: Final[Mapping[str, Maker]] = {
     "train": _fresh,
