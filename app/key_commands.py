@@ -114,7 +114,7 @@ def revoke(which: Which, as_json: Json = False, home: Home = None) -> None:
 
 def _settings(home: Path | None) -> Settings:
     """As `serve` reads them, so that both look into the same folder."""
-    return read_settings({"home": home})
+    return read_settings({} if home is None else {"home": home})
 
 
 def _expiry(lifetime: str | None) -> datetime | None:
