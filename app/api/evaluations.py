@@ -73,9 +73,7 @@ _PROMOTED: Final = {
 }
 Id = Annotated[
     str,
-    PathParameter(
-        description="Id of an evaluation or a promotion.", examples=[_EXAMPLE["id"]], max_length=80
-    ),
+    PathParameter(description="Id of an evaluation or a promotion.", max_length=80),
 ]
 
 
@@ -110,6 +108,10 @@ class Wanted(BaseModel):
 class EvaluationRequest(Wanted):
     """A version, samples, and maybe a version to compare with."""
 
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"model": "digits", "dataset": "digits"}}
+    )
+
     model: str = Field(
         description="`digits`, `digits@alias` or `digits:3`.", examples=["digits"], max_length=200
     )
@@ -125,6 +127,12 @@ class EvaluationRequest(Wanted):
 
 class PromotionRequest(Wanted):
     """A candidate, samples, and the rule that must hold."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {"version": 2, "dataset": "digits", "rule": {"min_absolute_change": 0}}
+        }
+    )
 
     version: int = Field(ge=1, description="Number of the candidate.", examples=[2])
     rule: Rule
