@@ -51,7 +51,6 @@ def serve(
     settings = read_settings(flags)
     configure_logging(settings)
     _require_a_key(settings)
-    _spin_briefly()
     # A checkpoint of the operator's own may name a class that lies where the service is started.
     sys.path.append(str(Path.cwd()))
     # Bound before anything slow: a taken port is told at once, and early callers wait in line.
@@ -59,6 +58,8 @@ def serve(
     door = EarlyDoor(listener)
     port = settings.metrics_port
     scraped = [] if port is None else [listen(settings.host, port)]
+    if import_file is None and (network, name, labels) != (None, None, None):
+        raise typer.BadParameter("--network, --name and --labels go with --import")
     if import_file is not None:
         _import_once(settings, import_file, network, name, labels)
     sample = _prepare(settings) if quickstart else None
@@ -113,15 +114,6 @@ def _require_a_key(settings: Settings) -> None:
     sources.require_one(settings.host)
 
 
-def _spin_briefly() -> None:
-    """Let threads of torch that wait for each other give their core up soon.
-
-    Others need it: decoding, the event loop, whatever else runs there. Read when torch is loaded.
-    """
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-
-
 def _import_once(
     settings: Settings,
     weights: Path,
@@ -168,7 +160,17 @@ commands.add_typer(key_commands.commands)
 
 def main() -> None:
     """The console script."""
+    _spin_briefly()
     commands()
+
+
+def _spin_briefly() -> None:
+    """Let threads of torch that wait for each other give their core up soon.
+
+    Others need it: decoding, the event loop, whatever else runs there. Read when torch is loaded.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 
 if __name__ == "__main__":

@@ -115,7 +115,6 @@ def create_app(
         LinkSigner(settings.home, settings.signed_link_s),
         open_without_keys=settings.no_auth or is_loopback(settings.host),
     )
-    tracing = tracing_of(settings)
     engine = build_engine(settings, on_broken)
     jobs = open_store(settings)
     runner = open_runner(settings, jobs)

@@ -54,6 +54,15 @@ def is_built_in(name: str) -> bool:
     return name in NETWORKS or name.startswith(TORCHVISION)
 
 
+def require(name: str) -> None:
+    """Refuse a name that no network has, before anything slow; builds nothing.
+
+    Raises:
+        UnknownNetwork: as `build`.
+    """
+    _maker_of(name)
+
+
 def build(name: str, options: Mapping[str, Any]) -> nn.Module:
     """The network called `name` with freshly initialised weights, in training mode.
 
@@ -129,5 +138,6 @@ def _class_at(path: str) -> type[nn.Module]:
 
 def _unknown(name: str) -> UnknownNetwork:
     near = difflib.get_close_matches(name, names(), n=3, cutoff=0.4)
-    hint = f"; did you mean {', '.join(near)}?" if near else ""
+    there = f"there are {', '.join([*NETWORKS, *_registered()])} and torchvision/resnet18, ..."
+    hint = f"; did you mean {', '.join(near)}?" if near else f"; {there}"
     return UnknownNetwork(f"no network is called {name[:80]!r}{hint}")

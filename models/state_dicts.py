@@ -122,7 +122,8 @@ def _read_pickled(path: Path, is_zip: bool) -> object:
             raise StateDictUnsafe(_advice(path, is_zip)) from None
         reason = str(error).rpartition("WeightsUnpickler error:")[2].strip().partition("\n")[0]
         raise StateDictDamaged(
-            f"{path} is no readable file of weights: {reason[:200] or type(error).__name__}"
+            f"{path} is damaged, or no file of weights that torch.save wrote"
+            + (f": {reason[:200]}" if " " in reason else "")
         ) from None
 
 

@@ -5,6 +5,9 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from app.api.error_examples import ERROR_EXAMPLES
+from app.api.schema import ERRORS, UNSAID
+
 METHODS = {"get", "post", "put", "delete", "patch"}
 
 
@@ -62,6 +65,51 @@ def test_examples_of_the_errors_have_their_shape(operations: dict[str, Any]) -> 
             if int(status) >= 400 and name.split()[1] not in SIMPLE:
                 assert "application/json" in answer["content"], (name, status)
                 assert answer["description"].endswith("."), (name, status)
+                example = answer["content"]["application/json"]["example"]["error"]
+                message = example if name.split()[1].startswith("/v2") else example["message"]
+                assert " " in message, (name, status)
+
+
+def test_an_example_of_an_error_is_one_of_its_status() -> None:
+    assert ERROR_EXAMPLES.keys() == ERRORS.keys()
+    assert {body["error"]["code"] for body in ERROR_EXAMPLES.values()} >= {"unknown_model"}
+
+
+def test_every_answer_has_a_description(operations: dict[str, Any]) -> None:
+    for name, operation in operations.items():
+        for status, answer in operation["responses"].items():
+            assert answer["description"].endswith("."), (name, status)
+            assert answer["description"] != UNSAID, name
+
+
+def test_try_it_out_is_filled_with_what_there_is(operations: dict[str, Any]) -> None:
+    """Names that a first start has; ids, which nobody can know, are left empty."""
+    known = {"model": "digits", "alias": "production", "number": 1, "version": "production"}
+    for name, operation in operations.items():
+        for parameter in operation.get("parameters", ()):
+            if parameter["in"] == "path" and parameter["name"] in known:
+                assert parameter["example"] == known[parameter["name"]], name
+            elif parameter["in"] == "path" and parameter["schema"]["type"] == "string":
+                assert "example" not in parameter, name
+
+
+def test_try_it_out_makes_nothing_up(client: TestClient, operations: dict[str, Any]) -> None:
+    """Where a body has no example, the page fills in the word `string`."""
+    schemas = client.get("/openapi.json").json()["components"]["schemas"]
+    for name, operation in operations.items():
+        for kind, content in operation.get("requestBody", {}).get("content", {}).items():
+            schema = content["schema"]
+            schema = schemas[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
+            if kind == "application/json":
+                assert content.keys() & {"example", "examples"} or "example" in schema, name
+            for field, about in schema.get("properties", {}).items():
+                if kind == "multipart/form-data" and about["type"] == "string":
+                    assert about.keys() & {"example", "enum", "format"}, (name, field)
+
+
+def test_no_example_says_string(client: TestClient) -> None:
+    assert '"example":"string"' not in client.get("/openapi.json").text
+    assert '"message":"string"' not in client.get("/openapi.json").text
 
 
 SIMPLE = {"/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready", "/v2"}

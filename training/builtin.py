@@ -75,9 +75,14 @@ def _read(dataset_class: Any, name: str, data_root: Path, *, train: bool) -> Any
             return dataset_class(str(data_root / name), train=train, download=True)
     except (RuntimeError, OSError) as error:
         raise DatasetUnavailable(
-            f"{name} is not under {data_root} and cannot be downloaded ({error}); "
+            f"{name} is not under {data_root} and cannot be downloaded ({_reason(error)}); "
             f"put torchvision's files for it there, or name their folder with --data-root"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """What was wrong at the last of the addresses that torchvision tried."""
+    return str(error).strip().splitlines()[-1].strip("<>") or type(error).__name__
 
 
 def _part(dataset: Any) -> Part:

@@ -4,6 +4,7 @@ Imports typer and nothing heavy: the server's own commands are merged with these
 imported here is part of the server's start-up time.
 """
 
+import errno
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,9 @@ import typer.core
 
 OUR_PACKAGES = frozenset({"models", "training", "app"})
 """An exception class defined in one of these carries, by house rule, one sentence for a person."""
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""What a disk says of a file that it has no room for; such errors carry no name."""
 
 HOME = Path("var")
 Home = Annotated[
@@ -54,8 +58,12 @@ def sentence_of(error: BaseException) -> str | None:
     """The one sentence a person should read for `error`; None if it is a fault of the program."""
     if type(error).__module__.partition(".")[0] in OUR_PACKAGES:
         return str(error)
+    if isinstance(error, FileExistsError):
+        return f"{error.filename} is a file, and a folder is needed there"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.strerror}: {error.filename}"
+    if isinstance(error, OSError) and error.errno in FULL:
+        return f"{error.strerror}: make room, or name another folder with --home"
     return None
 
 

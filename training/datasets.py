@@ -22,6 +22,7 @@ from training.normalisation import draft_preprocessing, normalised
 from training.picture_files import PictureFiles
 from training.progress import Progress
 from training.reading import Reading
+from training.samples import Look
 from training.source import (
     TEST,
     TRAIN,
@@ -111,6 +112,8 @@ def open_source(
     if len(source.classes) < 2:
         raise DatasetFaults(source.name, [f"all labels are {source.classes[0]!r}; two are needed"])
     look = source.parts[TRAIN].samples.look()
+    if preprocessing is not None and preprocessing.accepts_pictures:
+        _refuse_rows(source.name, look)
     steps = preprocessing or draft_preprocessing(look, config.picture_size)
     parts = {
         name: Part(part.samples.prepared(steps), part.targets)
@@ -130,6 +133,11 @@ def open_source(
         notes=source.notes,
         num_workers=num_workers,
     )
+
+
+def _refuse_rows(name: str, look: Look) -> None:
+    if not look.pictures and len(look.shape) < 2:
+        raise DatasetFaults(name, ["it holds rows of numbers, and the model takes pictures"])
 
 
 def split_by(dataset: Dataset, config: DataConfig) -> Dataset:

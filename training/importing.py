@@ -164,8 +164,7 @@ def _of_torchvision(request: ImportRequest) -> _Draft:
     from models import backbones
     from models.fitting import fit
 
-    if not networks.is_registered(request.network):
-        networks.build(request.network, {})  # raises the sentence with the nearest names
+    networks.require(request.network)
     if request.weights == PUBLISHED:
         state = backbones.fetch_published(request.network)
     else:
@@ -203,7 +202,9 @@ def _with_classes(request: ImportRequest, num_classes: int) -> dict[str, Any]:
     try:
         with torch.device("meta"):
             networks.build(request.network, {**options, "num_classes": num_classes})
-    except networks.BadNetworkOptions:
+    except networks.BadNetworkOptions as error:
+        if "num_classes" not in str(error):
+            raise  # one of the options is at fault, and not that the class takes no number
         return options
     return {**options, "num_classes": num_classes}
 

@@ -27,8 +27,10 @@ def read_labels(path: Path) -> tuple[str, ...]:
         if path.stat().st_size > MAX_BYTES:
             raise LabelsInvalid(f"{path} has more than {MAX_BYTES} bytes; labels are short")
         text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise LabelsInvalid(f"{path} cannot be read as UTF-8 text: {error}") from None
+    except OSError as error:
+        raise LabelsInvalid(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise LabelsInvalid(f"{path} is no text in UTF-8: {error.reason}") from None
     if path.suffix.lower() == ".json":
         labels = _from_json(text, path)
     else:

@@ -35,6 +35,10 @@ class SnapshotMismatch(Exception):
     """A snapshot belongs to another run: other settings, another dataset or another network."""
 
 
+class SnapshotUnwritten(Exception):
+    """The disk takes no snapshot: it is full, or broken."""
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """What was saved: tensors by file and name, on the CPU, and everything else as JSON."""
@@ -50,7 +54,11 @@ class Snapshots:
         self.folder = folder
 
     def save(self, step: int, snapshot: Snapshot) -> Path:
-        """Write the snapshot of `step`, then drop all but the newest two."""
+        """Write the snapshot of `step`, then drop all but the newest two.
+
+        Raises:
+            SnapshotUnwritten, OSError: the disk takes no more.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         staging = self.folder / f"{_STAGING}{uuid.uuid4().hex}"
         staging.mkdir()
@@ -87,7 +95,10 @@ def _write(folder: Path, snapshot: Snapshot) -> None:
     files = {}
     for name, tensors in snapshot.tensors.items():
         path = folder / f"{name}.safetensors"
-        save_file({key: _plain(tensor) for key, tensor in tensors.items()}, path)
+        try:
+            save_file({key: _plain(tensor) for key, tensor in tensors.items()}, path)
+        except SafetensorError as error:
+            raise SnapshotUnwritten(f"{path} cannot be written: {error}") from None
         _sync(path)
         files[path.name] = sha256_of(path)
     document = {"files": files, "state": snapshot.state}

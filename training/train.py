@@ -76,6 +76,8 @@ def train(
         training.faults.DatasetError, NetworkUnfit, models.networks.NetworkError,
         training.fit.LossNotFinite, training.snapshot.SnapshotMismatch: as their sentences say.
     """
+    if config.network != "auto":
+        networks.require(config.network)  # before minutes of reading
     dataset = yield from open_dataset(config, _published(config), pairs)
     spec = network_spec(config, dataset)
     with seeded(seed_for(config.seed, "weights")):

@@ -1,6 +1,7 @@
 """The commands that change weights: train and finetune, and how an interrupted run goes on."""
 
 import json
+import re
 import uuid
 from collections.abc import Generator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -41,6 +42,10 @@ Weights = Annotated[
 Data = Annotated[
     str | None, typer.Option("--data", help="The pictures: a folder with one sub-folder a class.")
 ]
+
+
+_CLASS: Final = re.compile(r"[\w.]+:[^\W\d]\w*")
+"""`package.module:Class`; what follows the colon of a version is a number."""
 
 
 class RunUnknown(Exception):
@@ -98,8 +103,8 @@ def finetune(
         validation = "split" if given.keys() & SPLITTING else "auto"
     dumped = {**config.model_dump(mode="json"), "weights": weights, "validation": validation}
     run = resume or _new_run(home, "finetune", name, dumped)
-    is_network = config.backbone.startswith("torchvision/") or ":" in config.backbone
-    named = weights if weights != "torchvision" or is_network else None
+    is_version = "/" not in config.backbone and not _CLASS.fullmatch(config.backbone)
+    named = None if weights == "torchvision" and is_version else weights
     request = request_of(config, weights=named, validation=validation)
     said: list[str] = []
     _carry_out(_told(fine_tune(request, home, run), said), run, name, home, as_json, said)
@@ -168,6 +173,10 @@ def _publish(trained: "Trained", name: str | None, home: Path, run: Path) -> str
 
 def _new_run(home: Path, command: str, name: str | None, settings: Mapping[str, Any]) -> Path:
     """A folder of its own, which says how to go on."""
+    if name is not None:
+        from models.store import ModelStore
+
+        ModelStore(home / "models").versions(name)  # a name that none can have: told before hours
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     run = home / "runs" / f"{stamp}-{uuid.uuid4().hex[:6]}"
     run.mkdir(parents=True)

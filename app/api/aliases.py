@@ -7,6 +7,7 @@ from fastapi import APIRouter, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.api.caller import read_body
+from app.api.complaint import complaint
 from app.api.permission import key_name, requires
 from app.api.schema import error_answers, shown
 from app.engine.live import LiveModels
@@ -14,7 +15,6 @@ from app.engine.predictor import Predictor
 from app.engine.shadow import ShadowCounts
 from app.errors import BadInput, LoadFailed, VersionUnusable
 from models.aliases import AliasMove, Split
-from models.manifest import sentence_of
 from models.store import ModelStore, UnknownVersion, Version
 
 MAX_BODY_BYTES: Final = 64 * 1024
@@ -292,8 +292,8 @@ async def _read(request: Request, kind: type[W]) -> W:
     try:
         return kind.model_validate_json(bytes(body) or b"{}")
     except ValidationError as error:
-        where = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise BadInput(sentence_of(error)[:500], param=where or None) from None
+        sentence, field = complaint(error.errors())
+        raise BadInput(sentence, param=field) from None
 
 
 def _split_of(wish: AliasWish) -> Split:

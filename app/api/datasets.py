@@ -14,7 +14,7 @@ from app.api.dataset_archive import archive_of
 from app.api.dataset_intake import Intake, Wanted, told
 from app.api.dataset_pictures import contact_sheet, thumbnail
 from app.api.permission import key_name, requires
-from app.api.schema import error_answers, shown
+from app.api.schema import EMPTY, error_answers, shown
 from app.errors import BadInput, NotFound, refusal_of, v1_body
 from training.dataset_store import DatasetDamaged, DatasetStore, DatasetUnknown, StoredDataset
 from training.derive import Addition, Changes
@@ -109,7 +109,9 @@ class AddedPicture(BaseModel):
 class DeriveRequest(BaseModel):
     """What to change."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"example": {"rename": {"bee": "bees"}}}
+    )
 
     name: str | None = Field(None, min_length=1, max_length=255)
     drop: list[str] = Field([], description="Names or sha256 of samples that go.")
@@ -123,7 +125,7 @@ class DeriveRequest(BaseModel):
 
 
 READS, WRITES = [requires("evaluate")], [requires("data:write")]
-Id = Annotated[str, Path(description="Id of the dataset.", examples=[_ID], max_length=64)]
+Id = Annotated[str, Path(description="Id of the dataset.", max_length=64)]
 Limit = Annotated[int, Query(ge=1, le=MAX_PAGE, description="Most entries of a page.")]
 
 
@@ -244,7 +246,8 @@ def _showing(router: APIRouter, store: DatasetStore) -> None:
         },
     )
     async def show_sample(
-        dataset_id: Id, index: Annotated[int, Path(ge=0, description="As in the list.")]
+        dataset_id: Id,
+        index: Annotated[int, Path(ge=0, description="As in the list.", examples=[0])],
     ) -> Response:
         def make() -> bytes:
             path = store.get(dataset_id).picture(index)
@@ -416,8 +419,12 @@ _FILE_BODY: Final = {
                 "required": ["file"],
                 "properties": {
                     "file": {"type": "string", "format": "binary"},
-                    "name": {"type": "string"},
-                    "label_column": {"type": "string"},
+                    "name": {"type": "string", "description": "Of the file, if empty.", **EMPTY},
+                    "label_column": {
+                        "type": "string",
+                        "description": "Of a CSV; its last one, if empty.",
+                        **EMPTY,
+                    },
                 },
             }
         },

@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.api.complaint import complaint
 from app.errors import STATUS, BadInput, Refusal, refusal_of, v1_body
 from app.http.refusal import HttpRefusal
 
@@ -62,10 +63,10 @@ def install_error_answers(app: FastAPI) -> None:
         return error_response(request, refusal_of(error))
 
     async def invalid(request: Request, error: Exception) -> Response:
-        first = error.errors()[0] if isinstance(error, RequestValidationError) else {}
-        where = ".".join(str(part) for part in first.get("loc", ())[1:])
-        problem = BadInput(f"{where}: {first.get('msg', error)}", param=where or None)
-        return error_response(request, refusal_of(problem))
+        assert isinstance(error, RequestValidationError)
+        # The first part of each place says which part of the request it is in.
+        sentence, field = complaint([{**one, "loc": one["loc"][1:]} for one in error.errors()])
+        return error_response(request, refusal_of(BadInput(sentence, param=field)))
 
     async def http(request: Request, error: Exception) -> Response:
         status = getattr(error, "status_code", 500)
@@ -73,6 +74,7 @@ def install_error_answers(app: FastAPI) -> None:
         message = {
             404: f"there is no {request.url.path}; /docs lists what there is",
             405: f"{request.method} is not offered at {request.url.path}",
+            400: "The body cannot be read: it is no JSON in UTF-8, or nested too deeply.",
         }.get(status, str(getattr(error, "detail", error)))
         return error_response(
             request,

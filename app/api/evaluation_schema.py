@@ -53,9 +53,7 @@ PROMOTED: Final = {
 }
 Id = Annotated[
     str,
-    Path(
-        description="Id of an evaluation or a promotion.", examples=[EXAMPLE["id"]], max_length=80
-    ),
+    Path(description="Id of an evaluation or a promotion.", max_length=80),
 ]
 
 
@@ -115,14 +113,23 @@ class Versions(Wanted):
 class EvaluationRequest(Versions):
     """A version, samples that are here, and maybe a version to compare with."""
 
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"model": "digits", "dataset": "digits"}}
+    )
+
     dataset: Dataset
 
 
 class PromotionRequest(Wanted):
     """A candidate, samples, and the rule that must hold."""
 
-    dataset: Dataset
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {"version": 2, "dataset": "digits", "rule": {"min_absolute_change": 0}}
+        }
+    )
 
+    dataset: Dataset
     version: int = Field(ge=1, description="Number of the candidate.", examples=[2])
     rule: Rule
 

@@ -17,6 +17,7 @@ from starlette.responses import Response
 from torch import Tensor
 
 from app.api.caller import CallerGone, WhileCallerWaits, read_body, timeout_s
+from app.api.complaint import complaint
 from app.api.heat_map import heat_map_png
 from app.api.multipart import parse_form
 from app.api.permission import requires
@@ -221,7 +222,7 @@ def _options(values: Mapping[str, Any]) -> ExplainOptions:
         if first["type"] == "extra_forbidden":
             message = f"{name[:80]!r} is no option; known are {', '.join(FIELDS)}"
         else:
-            message = f"{name}: {first['msg'][0].lower()}{first['msg'][1:]}"
+            message, _ = complaint([first])
         raise BadInput(message, param=name[:80]) from None
 
 

@@ -58,7 +58,7 @@ class FileList(BaseModel):
 
 
 SCOPE: Final = [requires("data:write")]
-Id = Annotated[str, Path(description="Id of the file.", examples=[_ID], max_length=64)]
+Id = Annotated[str, Path(description="Id of the file.", max_length=64)]
 
 
 def files_routes(intake: Intake) -> APIRouter:
@@ -207,7 +207,7 @@ _FORM: Final = {
                 "required": ["file"],
                 "properties": {
                     "file": {"type": "string", "format": "binary"},
-                    "purpose": {"type": "string", "description": "`fine-tune`."},
+                    "purpose": {"type": "string", "enum": [PURPOSE]},
                 },
             }
         }

@@ -160,7 +160,7 @@ class BaseList(BaseModel):
 TUNES: Final = [requires("finetune")]
 _READING: Final = error_answers(400, 404, 422, 500, 503)
 _CHANGING: Final = error_answers(400, 403, 404, 409, 422, 429, 500, 503)
-Id = Annotated[str, Path(description="Id of the job.", examples=[_ID], max_length=80)]
+Id = Annotated[str, Path(description="Id of the job.", max_length=80)]
 After = Annotated[str | None, Query(description="The last id that was seen.", max_length=120)]
 Limit = Annotated[int, Query(ge=1, le=100, description="How many at most.")]
 

@@ -123,7 +123,16 @@ class PromoteRequest(BaseModel):
 class JobRequest(BaseModel):
     """One run: from what, with what, how."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "example": {
+                "model": "digits",
+                "training_file": "digits",
+                "method": {"type": "linear_probe"},
+            }
+        },
+    )
 
     model: str = Field(
         min_length=1,

@@ -6,6 +6,7 @@ from typing import Any, Final
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from app.api.error_examples import ERROR_EXAMPLES
 from app.api.permission import every_route, scopes_of
 
 DESCRIPTION: Final = (
@@ -29,6 +30,14 @@ ERRORS: Final[Mapping[int, str]] = {
     504: "The request's time was up before its answer.",
     507: "There is no room on disk.",
 }
+UNSAID: Final = "Successful Response"
+"""How the framework describes an answer that nothing was said of."""
+DONE: Final[Mapping[str, str]] = {
+    "get": "What there is, as in the example.",
+    "post": "Done, or begun; the answer is as in the example.",
+    "put": "Done; the answer is as in the example.",
+    "delete": "It is gone; the answer is as in the example.",
+}
 ERROR_SCHEMA: Final = {
     "type": "object",
     "required": ["error"],
@@ -38,7 +47,7 @@ ERROR_SCHEMA: Final = {
             "required": ["type", "message", "param", "code"],
             "properties": {
                 "type": {"type": "string", "examples": ["invalid_request_error"]},
-                "message": {"type": "string"},
+                "message": {"type": "string", "examples": ["no model is called 'digit'"]},
                 "param": {"type": ["string", "null"]},
                 "code": {"type": ["string", "null"], "examples": ["unknown_model"]},
             },
@@ -57,13 +66,19 @@ KEY: Final = {
 }
 
 
+EMPTY: Final = {"example": ""}
+"""Lets *Try it out* leave a field of a form empty, where it would fill in the word string."""
+
+
 def error_answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The `responses` entries of these statuses."""
     reference = {"$ref": "#/components/schemas/Error"}
     return {
         status: {
             "description": ERRORS[status],
-            "content": {"application/json": {"schema": reference}},
+            "content": {
+                "application/json": {"schema": reference, "example": ERROR_EXAMPLES[status]}
+            },
         }
         for status in statuses
     }
@@ -178,10 +193,23 @@ def install_schema(app: FastAPI, entries: Mapping[str, Any], tags: list[dict[str
             components["schemas"]["V2Error"] = V2_ERROR_SCHEMA
             components["securitySchemes"] = {"key": KEY}
             _say_scopes(app, schema["paths"])
+            _fill_in(schema["paths"])
             app.openapi_schema = schema
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _fill_in(paths: dict[str, Any]) -> None:
+    """What the framework leaves open: what a good answer is, and values for *Try it out*."""
+    for method, operation in (entry for path in paths.values() for entry in path.items()):
+        answer = operation["responses"]["200"]
+        if answer["description"] == UNSAID:
+            answer["description"] = DONE[method]
+        for parameter in operation.get("parameters", ()):
+            examples = parameter["schema"].pop("examples", None)
+            if examples:
+                parameter["example"] = examples[0]
 
 
 def _say_scopes(app: FastAPI, paths: dict[str, Any]) -> None:
@@ -196,16 +224,19 @@ def _say_scopes(app: FastAPI, paths: dict[str, Any]) -> None:
 
 
 def _add_refusals(answers: dict[str, Any], path: str, scope: str) -> None:
-    form = "V2Error" if path.startswith("/v2") else "Error"
-    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{form}"}}}
+    is_v2 = path.startswith("/v2")
+    form = "V2Error" if is_v2 else "Error"
     refusals = {
         "401": ERRORS[401],
         "403": f"The key lacks the scope `{scope}`, or a web page of another origin asked.",
         "429": ERRORS[429],
     }
     for status, sentence in refusals.items():
-        known = answers.get(status, {"content": content})
-        answers[status] = {**known, "description": sentence}
+        example = ERROR_EXAMPLES[int(status)]
+        shown = {"error": example["error"]["message"]} if is_v2 else example
+        schema = {"$ref": f"#/components/schemas/{form}"}
+        content = {"application/json": {"schema": schema, "example": shown}}
+        answers[status] = {"content": content, **answers.get(status, {}), "description": sentence}
 
 
 def _with_text_keys(answers: Mapping[int | str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from starlette.responses import StreamingResponse
 from app.api.checkpoint_upload import disk_full, receive_upload
 from app.api.permission import key_name, requires
 from app.api.registry import VersionDescription, described_version
-from app.api.schema import error_answers, shown
+from app.api.schema import EMPTY, error_answers, shown
 from app.api.zip_stream import zipped
 from app.engine.live import LiveModels
 from app.errors import Overloaded
@@ -27,7 +27,7 @@ MAX_UPLOADS: Final = 2
 LOCK_S: Final = 10.0
 CHUNK_BYTES: Final = 1 << 20
 _MODEL: Final = Path(description="Name of the model.", examples=["digits"], max_length=80)
-_NUMBER: Final = Path(description="Number of the version.", ge=1, lt=10**9, examples=[2])
+_NUMBER: Final = Path(description="Number of the version.", ge=1, lt=10**9, examples=[1])
 _VERSION: Final = {
     "object": "model.version",
     "model": "digits",
@@ -55,10 +55,14 @@ _BODY: Final = {
                     "type": "object",
                     "properties": {
                         "file": {**_BINARY, "description": "A zip of a checkpoint's folder, or:"},
-                        "manifest": {"type": "string", "description": "manifest.json."},
+                        "manifest": {"type": "string", "description": "manifest.json.", **EMPTY},
                         "weights": {**_BINARY, "description": "Its weights, as safetensors."},
                         "golden": {**_BINARY, "description": "Inputs and answers; optional."},
-                        "sha256": {"type": "string", "description": "Of the weights; optional."},
+                        "sha256": {
+                            "type": "string",
+                            "description": "Of the weights; optional.",
+                            **EMPTY,
+                        },
                     },
                 }
             },
