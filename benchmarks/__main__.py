@@ -43,6 +43,7 @@ PROGRAMS = (
     Program("v2_tensors", ()),
     Program("batcher", ("--rounds", "5")),
     Program("serve", ("--rounds", "3", "--seconds", "2")),
+    Program("poisson", ("--rounds", "3", "--seconds", "2")),
     Program("evaluate", ("--rounds", "3", "--seconds", "5")),
     Program("swap", ("--swaps", "50", "--steady", "10")),
     Program("peers", None),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image
 
 from benchmarks.system import HOST
@@ -77,20 +78,23 @@ def row(seed: int = 0) -> list[float]:
     return np.random.default_rng(seed).random(NUM_PIXELS).round(5).tolist()
 
 
-def v2_json(model: str, numbers: list[float]) -> Payload:
-    """One row as JSON of the Open Inference Protocol."""
-    tensor = {"name": "input", "shape": [1, len(numbers)], "datatype": "FP32", "data": numbers}
+def v2_json(model: str, numbers: ArrayLike) -> Payload:
+    """One row, or rows `[n, ...]`, as JSON of the Open Inference Protocol."""
+    rows = np.atleast_2d(numbers)
+    data = rows.ravel().tolist()
+    tensor = {"name": "input", "shape": list(rows.shape), "datatype": "FP32", "data": data}
     body = json.dumps({"inputs": [tensor]}, separators=(",", ":")).encode()
     path = f"/v2/models/{model}/infer"
     return Payload("v2-json", path, body, {"Content-Type": "application/json"})
 
 
-def v2_binary(model: str, numbers: list[float]) -> Payload:
-    """One row as a binary tensor, and the answer wanted as one: what `tritonclient` sends."""
-    data = np.array(numbers, dtype="<f4").tobytes()
+def v2_binary(model: str, numbers: ArrayLike) -> Payload:
+    """The same as a binary tensor, the answer wanted as one: what `tritonclient` sends."""
+    rows = np.atleast_2d(numbers)
+    data = rows.astype("<f4").tobytes()
     tensor = {
         "name": "input",
-        "shape": [1, len(numbers)],
+        "shape": list(rows.shape),
         "datatype": "FP32",
         "parameters": {"binary_data_size": len(data)},
     }
