@@ -107,14 +107,15 @@ def v2_binary(model: str, numbers: ArrayLike) -> Payload:
     return Payload("v2-binary", f"/v2/models/{model}/infer", text + data, headers)
 
 
-def multipart(path: str, picture: bytes, field_name: str = "file") -> Payload:
-    """A picture as a browser's form sends it."""
+def multipart(path: str, *pictures: bytes, field_name: str = "file") -> Payload:
+    """Pictures as a browser's form sends them."""
     head = (
         f"--{BOUNDARY}\r\nContent-Disposition: form-data; "
         f'name="{field_name}"; filename="picture.jpg"\r\nContent-Type: image/jpeg\r\n\r\n'
     )
-    body = head.encode() + picture + f"\r\n--{BOUNDARY}--\r\n".encode()
+    parts = b"".join(head.encode() + picture + b"\r\n" for picture in pictures)
     content_type = f"multipart/form-data; boundary={BOUNDARY}"
+    body = parts + f"--{BOUNDARY}--\r\n".encode()
     return Payload("multipart", path, body, {"Content-Type": content_type})
 
 
@@ -123,9 +124,13 @@ def raw_picture(path: str, picture: bytes) -> Payload:
     return Payload("raw", path, picture, {"Content-Type": "image/jpeg"})
 
 
-def photograph(seed: int = 0) -> bytes:
-    """A JPEG of 500x375 pixels whose spectrum falls with frequency, as a photograph's does."""
-    width, height = PICTURE_SIZE
+def photograph(seed: int = 0, size: tuple[int, int] = PICTURE_SIZE) -> bytes:
+    """A JPEG whose spectrum falls with frequency, as a photograph's does.
+
+    Args:
+        size: width and height in pixels.
+    """
+    width, height = size
     random = np.random.default_rng(seed)
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None])
     frequency[0, 0] = np.inf
