@@ -2,8 +2,9 @@
 
 A plain slope on logarithms is too small where `c0` is large, so there are two: that of the cost,
 and that of what the cost rises above its value at the smallest size, against what the size rises.
-For a straight line the second is 1 whatever `c0` is; it says nothing of what should not grow. Both are Theil-Sen slopes, the median over all
-pairs of sizes, of medians over rounds; intervals come from drawing rounds again.
+For a straight line the second is 1 whatever `c0` is; of what should not grow it says nothing. Both
+are Theil-Sen slopes, the median over all pairs of sizes, of medians over rounds; intervals come
+from drawing rounds again.
 """
 
 from collections.abc import Sequence
