@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 REPORT_S: Final = 0.2
 DISK_FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 OOM_SCORE: Final = "700"
+LEAST_NICE: Final = 19
 RESULT: Final = "result.json"
 """In the run's folder: everything that is known of a run that was fine-tuned."""
 REPORT_EVERY: Final = 20
@@ -67,9 +68,19 @@ def main() -> None:
 
 
 def step_back() -> None:
-    """Leave the processor to whoever serves, and be the first to go when memory runs out."""
-    with contextlib.suppress(AttributeError, OSError):
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    """Leave the processor to whoever serves, and be the first to go when memory runs out.
+
+    Threads and processes that it starts inherit the class. Where the kernel groups sessions, each
+    has a share of its own whatever the class of its members, so the group steps back as well.
+    """
+    if hasattr(os, "SCHED_IDLE"):
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    else:
+        os.nice(LEAST_NICE)
+    with contextlib.suppress(OSError):
+        if os.getsid(0) == os.getpid():  # else it is the group of whoever started it
+            Path("/proc/self/autogroup").write_text(str(LEAST_NICE))
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
 
