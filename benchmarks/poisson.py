@@ -12,20 +12,19 @@ encoding included, which on a small network is most of it; nothing is added.
 import io
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
-from benchmarks import ours, payload
+from benchmarks import ours
 from benchmarks.ideal_batcher import BatchTimes, latencies_s
 from benchmarks.in_process import NUM_TIMES
-from benchmarks.networks import PERCEPTRON, RESNET, publish_perceptrons, publish_resnet
 from benchmarks.open_loop import Plan
 from benchmarks.resnet_scenario import EAGER
 from benchmarks.rounds import Cell, Round, Samples, undisturbed
 from benchmarks.session import Session, compute_layout, front_layout, parser
-from benchmarks.stage import Capacity, Layout, Stage, Timing
+from benchmarks.stage import Capacity, Stage, Timing
+from benchmarks.tensor_scenario import SCENARIOS, TensorScenario
 from benchmarks.verdict import Verdict, at_most, none_of
 from models.store import ModelStore
 
@@ -33,53 +32,43 @@ LOADS: Final = (0.5, 0.8)
 GOAL: Final = 1.2
 SIZES: Final = (1, 2, 4, 8, 16, 32)
 NUM_DRAWS: Final = 5
+LAYOUTS: Final = {"P": front_layout, "R": compute_layout}
 Ideal = Callable[[Samples], tuple[BatchTimes, float]]
-
-
-@dataclass(frozen=True, slots=True)
-class Scenario:
-    """A model, and how many connections keep its server busy."""
-
-    model: str
-    shape: tuple[int, ...]
-    publish: Callable[[ModelStore], None]
-    busy: int
-    layout: Layout
 
 
 def main(arguments: Sequence[str]) -> None:
     """Measure, print the tables and one line of JSON, and keep them where that is asked."""
     session = Session("poisson", arguments, parser(__doc__ or "").parse_args(arguments))
     for name in session.options.scenario:
-        measure(session, name, SCENARIOS[name]())
+        measure(session, name)
     session.finish()
 
 
-def measure(session: Session, name: str, scenario: Scenario) -> None:
+def measure(session: Session, name: str) -> None:
     """One scenario: its batch times, its capacity and its tails, in the same rounds."""
-    with session.stage(scenario.layout) as stage:
+    scenario, layout = SCENARIOS[name], LAYOUTS[name]()
+    with session.stage(layout) as stage:
         cells = prepare(stage, scenario, session.settings)
         rounds = session.measure(cells)
         verdicts = verdicts_of(undisturbed(rounds), stage.timing)
     sentence = (
-        f"{scenario.layout.sentence()}; V2 binary, float32 {list(scenario.shape)}; the ideal has "
+        f"{layout.sentence()}; V2 binary, float32 {list(scenario.shape)}; the ideal has "
         f"the arrivals of the measured loop, batches of {', '.join(map(str, SIZES))}, the median "
         f"p99 of {NUM_DRAWS} runs, each with batch times drawn anew"
     )
     session.add(name, sentence, cells, rounds, verdicts)
 
 
-def prepare(stage: Stage, scenario: Scenario, settings: Mapping[str, str]) -> list[Cell]:
+def prepare(stage: Stage, scenario: TensorScenario, settings: Mapping[str, str]) -> list[Cell]:
     """Start the server and the bare loop, and make the cells."""
     home = stage.folder / f"home-{scenario.model}"
     scenario.publish(ModelStore(home / "models"))
     launch = ours.server("ours", home, [scenario.model], {**EAGER, **settings})
     server = stage.start(launch)
-    row = np.random.default_rng(0).random((1, *scenario.shape)).astype(np.float32)
-    sent = payload.v2_binary(scenario.model, row)
+    sent = scenario.sent()
     stage.ask(server, sent)
     body = stage.folder / "row.npy"
-    body.write_bytes(_npy(row))
+    body.write_bytes(_npy(scenario.row()))
     loop = stage.start(ours.bare_loop("loop", home, scenario.model, body))
     capacity = Capacity(stage.closed(_connections(scenario.busy), server, sent, scenario.busy))
     others = [size for size in SIZES if size != scenario.busy]
@@ -167,17 +156,6 @@ def _npy(row: np.ndarray) -> bytes:
     np.save(file, row)
     return file.getvalue()
 
-
-SCENARIOS: Final = {
-    "P": lambda: Scenario(
-        PERCEPTRON,
-        (784,),
-        lambda store: publish_perceptrons(store, [PERCEPTRON]),
-        32,
-        front_layout(),
-    ),
-    "R": lambda: Scenario(RESNET, (3, 224, 224), publish_resnet, 16, compute_layout()),
-}
 
 if __name__ == "__main__":
     main(sys.argv[1:])

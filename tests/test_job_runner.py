@@ -72,8 +72,8 @@ async def test_a_child_steps_back_and_goes_with_its_server(home: Home) -> None:
         child = process_of_job()
         threads = [int(one.name) for one in Path(f"/proc/{child.pid}/task").iterdir()]
         assert {os.sched_getscheduler(thread) for thread in threads} == {os.SCHED_IDLE}
-        group = Path(f"/proc/{child.pid}/autogroup")  # or its session has a share of its own
-        assert not group.exists() or group.read_text().endswith(" nice 19\n")
+        assert os.getsid(child.pid) == os.getsid(0), "another session has a share of its own"
+        assert os.getpgid(child.pid) == child.pid, "or Ctrl-C would end it too"
         assert int(Path(f"/proc/{child.pid}/oom_score_adj").read_text()) == 700
         runner._attempts[_.id]._nudged.set()
         home.store.cancel(_.id)

@@ -56,8 +56,8 @@ Say = Callable[..., None]
 
 def main() -> None:
     """Carry out one order."""
-    order = read_order()
     step_back()
+    order = read_order()
     channel = Channel(float(order["lease_s"]))
     channel.listen()
     try:
@@ -70,17 +70,16 @@ def main() -> None:
 def step_back() -> None:
     """Leave the processor to whoever serves, and be the first to go when memory runs out.
 
-    Threads and processes that it starts inherit the class. Where the kernel groups sessions, each
-    has a share of its own whatever the class of its members, so the group steps back as well.
+    Threads and processes that it starts inherit the class. It stays in the server's session: where
+    the kernel shares processors out among sessions, the class only counts within one.
     """
+    with contextlib.suppress(OSError):  # it leads a session already
+        os.setpgid(0, 0)  # Ctrl-C in the server's terminal is the server's matter
     if hasattr(os, "SCHED_IDLE"):
         with contextlib.suppress(OSError):
             os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     else:
         os.nice(LEAST_NICE)
-    with contextlib.suppress(OSError):
-        if os.getsid(0) == os.getpid():  # else it is the group of whoever started it
-            Path("/proc/self/autogroup").write_text(str(LEAST_NICE))
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
 
