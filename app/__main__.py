@@ -98,6 +98,7 @@ def worker(flags: dict[str, Any]) -> None:
 
     settings = read_settings(flags)
     configure_logging(settings)
+    _spin_briefly()
     sys.path.append(str(Path.cwd()))
     work(settings)
 
@@ -167,7 +168,8 @@ def main() -> None:
 def _spin_briefly() -> None:
     """Let threads of torch that wait for each other give their core up soon.
 
-    Others need it: decoding, the event loop, whatever else runs there. Read when torch is loaded.
+    Others need it: decoding, the event loop, whatever else runs there. Read when torch is loaded,
+    and passed on to the processes of jobs.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")

@@ -43,8 +43,11 @@ PROGRAMS = (
     Program("v2_tensors", ()),
     Program("batcher", ("--rounds", "5")),
     Program("serve", ("--rounds", "3", "--seconds", "2")),
+    Program("poisson", ("--rounds", "3", "--seconds", "2")),
     Program("evaluate", ("--rounds", "3", "--seconds", "5")),
     Program("jobs", ("--rounds", "5")),
+    Program("beside", ("--rounds", "3", "--seconds", "2")),
+    Program("growth", ("--rounds", "2")),
     Program("swap", ("--swaps", "50", "--steady", "10")),
     Program("peers", None),
 )

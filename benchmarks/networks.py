@@ -4,6 +4,7 @@ Published into a model store for our own server, and written as plain state_dict
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,6 +14,8 @@ from models.manifest import Manifest, NetworkSpec
 from models.preprocessing import Preprocessing
 from models.store import ModelStore
 
+Options = dict[str, Any]
+Steps = list[dict[str, Any]]
 PERCEPTRON = "perceptron"
 RESNET = "resnet"
 NUM_CLASSES = 1000
@@ -47,23 +50,22 @@ def resnet(seed: int = 0) -> nn.Module:
 
 def publish_perceptrons(store: ModelStore, names: list[str]) -> None:
     """One perceptron under each name, each with weights of its own; the first has seed 0."""
+    steps = [{"step": "tensor", "shape": [784]}]
     for seed, name in enumerate(names):
-        manifest = Manifest(
-            network=NetworkSpec(name="mlp", options=PERCEPTRON_OPTIONS),
-            preprocessing=Preprocessing(steps=[{"step": "tensor", "shape": [784]}]),
-            labels=tuple("0123456789"),
-        )
-        _publish(store, name, perceptron(seed), manifest)
+        _publish(store, name, perceptron(seed), "mlp", PERCEPTRON_OPTIONS, steps)
 
 
 def publish_resnet(store: ModelStore) -> None:
     """ResNet-18 under the name `RESNET`."""
-    manifest = Manifest(
-        network=NetworkSpec(name=RESNET_NAME, options={"num_classes": NUM_CLASSES}),
-        preprocessing=Preprocessing(steps=IMAGENET),
-        labels=tuple(str(number) for number in range(NUM_CLASSES)),
-    )
-    _publish(store, RESNET, resnet(), manifest)
+    _publish(store, RESNET, resnet(), RESNET_NAME, {"num_classes": NUM_CLASSES}, IMAGENET)
+
+
+def publish_network(
+    store: ModelStore, name: str, network: str, options: Options, steps: Steps
+) -> None:
+    """Any network with random weights, its classes called by their numbers."""
+    torch.manual_seed(0)
+    _publish(store, name, networks.build(network, options).eval(), network, options, steps)
 
 
 def write_state_dict(network: nn.Module, path: Path) -> Path:
@@ -72,5 +74,12 @@ def write_state_dict(network: nn.Module, path: Path) -> Path:
     return path
 
 
-def _publish(store: ModelStore, name: str, network: nn.Module, manifest: Manifest) -> None:
+def _publish(
+    store: ModelStore, name: str, network: nn.Module, kind: str, options: Options, steps: Steps
+) -> None:
+    manifest = Manifest(
+        network=NetworkSpec(name=kind, options=options),
+        preprocessing=Preprocessing.model_validate({"steps": steps}),
+        labels=tuple(str(number) for number in range(options["num_classes"])),
+    )
     store.publish(name, lambda folder: checkpoint.save(folder, network, manifest))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image
 
 from benchmarks.system import HOST
@@ -77,20 +78,23 @@ def row(seed: int = 0) -> list[float]:
     return np.random.default_rng(seed).random(NUM_PIXELS).round(5).tolist()
 
 
-def v2_json(model: str, numbers: list[float]) -> Payload:
-    """One row as JSON of the Open Inference Protocol."""
-    tensor = {"name": "input", "shape": [1, len(numbers)], "datatype": "FP32", "data": numbers}
+def v2_json(model: str, numbers: ArrayLike) -> Payload:
+    """One row, or rows `[n, ...]`, as JSON of the Open Inference Protocol."""
+    rows = np.atleast_2d(numbers)
+    data = rows.ravel().tolist()
+    tensor = {"name": "input", "shape": list(rows.shape), "datatype": "FP32", "data": data}
     body = json.dumps({"inputs": [tensor]}, separators=(",", ":")).encode()
     path = f"/v2/models/{model}/infer"
     return Payload("v2-json", path, body, {"Content-Type": "application/json"})
 
 
-def v2_binary(model: str, numbers: list[float]) -> Payload:
-    """One row as a binary tensor, and the answer wanted as one: what `tritonclient` sends."""
-    data = np.array(numbers, dtype="<f4").tobytes()
+def v2_binary(model: str, numbers: ArrayLike) -> Payload:
+    """The same as a binary tensor, the answer wanted as one: what `tritonclient` sends."""
+    rows = np.atleast_2d(numbers)
+    data = rows.astype("<f4").tobytes()
     tensor = {
         "name": "input",
-        "shape": [1, len(numbers)],
+        "shape": list(rows.shape),
         "datatype": "FP32",
         "parameters": {"binary_data_size": len(data)},
     }
@@ -103,14 +107,15 @@ def v2_binary(model: str, numbers: list[float]) -> Payload:
     return Payload("v2-binary", f"/v2/models/{model}/infer", text + data, headers)
 
 
-def multipart(path: str, picture: bytes, field_name: str = "file") -> Payload:
-    """A picture as a browser's form sends it."""
+def multipart(path: str, *pictures: bytes, field_name: str = "file") -> Payload:
+    """Pictures as a browser's form sends them."""
     head = (
         f"--{BOUNDARY}\r\nContent-Disposition: form-data; "
         f'name="{field_name}"; filename="picture.jpg"\r\nContent-Type: image/jpeg\r\n\r\n'
     )
-    body = head.encode() + picture + f"\r\n--{BOUNDARY}--\r\n".encode()
+    parts = b"".join(head.encode() + picture + b"\r\n" for picture in pictures)
     content_type = f"multipart/form-data; boundary={BOUNDARY}"
+    body = parts + f"--{BOUNDARY}--\r\n".encode()
     return Payload("multipart", path, body, {"Content-Type": content_type})
 
 
@@ -119,9 +124,13 @@ def raw_picture(path: str, picture: bytes) -> Payload:
     return Payload("raw", path, picture, {"Content-Type": "image/jpeg"})
 
 
-def photograph(seed: int = 0) -> bytes:
-    """A JPEG of 500x375 pixels whose spectrum falls with frequency, as a photograph's does."""
-    width, height = PICTURE_SIZE
+def photograph(seed: int = 0, size: tuple[int, int] = PICTURE_SIZE) -> bytes:
+    """A JPEG whose spectrum falls with frequency, as a photograph's does.
+
+    Args:
+        size: width and height in pixels.
+    """
+    width, height = size
     random = np.random.default_rng(seed)
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None])
     frequency[0, 0] = np.inf

@@ -4,14 +4,14 @@ Overload is measured here too, with a generator that does not wait for the serve
 """
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from benchmarks import ours, payload
 from benchmarks.networks import RESNET, publish_resnet
 from benchmarks.rounds import Cell, Round, Samples, difference, ratio
-from benchmarks.stage import Stage
+from benchmarks.stage import Capacity, Stage
 from benchmarks.system import System
 from benchmarks.verdict import Verdict, at_least, at_most, none_of
 from models.store import ModelStore
@@ -106,25 +106,6 @@ def prepare(
         *(_overload(stage, server, hurried, capacity, factor) for factor in FACTORS),
     ]
     return Scenario(cells, patience_ms)
-
-
-class Capacity:
-    """Requests a second that the server manages: the median of what `cell` has found so far."""
-
-    def __init__(self, cell: Cell) -> None:
-        self._measure: Callable[[], Mapping[str, float]] = cell.measure
-        self._rates: list[float] = []
-        self._remember()
-        self.cell = Cell(cell.name, self._remember)
-
-    def rate_per_s(self) -> float:
-        """Now; at least one, so that there is something to offer."""
-        return max(1.0, statistics.median(self._rates))
-
-    def _remember(self) -> Mapping[str, float]:
-        sample = self._measure()
-        self._rates.append(sample["rate_per_s"])
-        return sample
 
 
 def _overload(

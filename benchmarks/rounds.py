@@ -66,11 +66,13 @@ def measure_rounds(
     num_rounds: int,
     *,
     seed: int = 0,
+    in_order: bool = False,
     tell: Callable[[str], None] = lambda _: None,
 ) -> list[Round]:
     """Visit every cell `num_rounds` times, in another order each time.
 
     Args:
+        in_order: visit them as they are listed instead, where one goes on from the one before.
         tell: called with one line after each cell.
     """
     order = random.Random(seed)
@@ -78,7 +80,7 @@ def measure_rounds(
     for number in range(1, num_rounds + 1):
         spin, before = spin_ms(), cpu_times()
         samples: dict[str, Sample] = {}
-        for cell in order.sample(cells, len(cells)):
+        for cell in cells if in_order else order.sample(cells, len(cells)):
             samples[cell.name] = cell.measure()
             tell(f"round {number} of {num_rounds}, {cell.name}: {brief(samples[cell.name])}")
         rounds.append(Round(samples, cpu_times().steal_share_since(before), spin))

@@ -9,6 +9,7 @@ import http.client
 import json
 import math
 import socket
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,7 +116,7 @@ class Stage:
         visits = iter(range(1_000_000))
 
         def measure() -> Sample:
-            plan = Plan(
+            asked = Plan(
                 port=system.port,
                 rate_per_s=rate_per_s(),
                 seconds=self.timing.open_s,
@@ -124,14 +125,17 @@ class Stage:
             )
             with running(system):
                 sample = with_costs(
-                    system, lambda: as_sample(open_loop(payload, plan, self.layout.client))
+                    system, lambda: as_sample(open_loop(payload, asked, self.layout.client))
                 )
-            return {**sample, "faults": sum(sample[kind] for kind in (*SERVER_FAULTS, *LOST))}
+            faults = sum(sample[kind] for kind in (*SERVER_FAULTS, *LOST))
+            # With these two whoever needs the same arrivals again can draw them again.
+            plan = {"asked_per_s": asked.rate_per_s, "seed": float(asked.seed)}
+            return {**sample, **plan, "faults": faults}
 
         return Cell(name, measure)
 
     def in_process(self, name: str, system: System, batch: int) -> Cell:
-        """The bare loop of `benchmarks.in_process`."""
+        """The bare loop of `benchmarks.in_process`, on batches of so many rows."""
 
         def run(seconds: float) -> Sample:
             wish = json.dumps({"seconds": seconds, "batch": batch}).encode()
@@ -146,6 +150,25 @@ class Stage:
                 return run(self.timing.closed_s)
 
         return Cell(name, measure)
+
+
+class Capacity:
+    """Requests a second that the server manages: the median of what `cell` has found so far."""
+
+    def __init__(self, cell: Cell) -> None:
+        self._measure: Callable[[], Sample] = cell.measure
+        self._rates: list[float] = []
+        self._remember()
+        self.cell = Cell(cell.name, self._remember)
+
+    def rate_per_s(self) -> float:
+        """Now; at least one, so that there is something to offer."""
+        return max(1.0, statistics.median(self._rates))
+
+    def _remember(self) -> Sample:
+        sample = self._measure()
+        self._rates.append(sample["rate_per_s"])
+        return sample
 
 
 @contextlib.contextmanager

@@ -27,6 +27,7 @@ from app.errors import (
     Draining,
     ForwardFailed,
     QueueFull,
+    QueueTooSlow,
 )
 
 pytestmark = pytest.mark.anyio
@@ -427,6 +428,27 @@ async def test_who_runs_past_its_deadline_is_told_in_time() -> None:
             await lane.submit(rows(0), deadline=time.monotonic() + 0.05)
         gate.open()
         assert numbers(await lane.submit(rows(1))) == [2]
+
+
+async def test_who_waited_too_long_for_a_turn_is_told_to_come_later() -> None:
+    async with started() as batcher:
+
+        def slow(batch: Tensor) -> dict[str, Tensor]:
+            time.sleep(0.3)
+            return doubled(batch)
+
+        gate = Gate(slow)
+        lane = batcher.open_lane("crowded", gate, THREAD, row_shape=(1,))
+        first = await gate.closed_behind(lane)
+        gate.open()
+        with pytest.raises(QueueTooSlow, match="its turn came too late"):
+            await lane.submit(rows(1), deadline=time.monotonic() + 0.4)
+        await first
+        await lane.submit(rows(2))
+        assert gate.batches == [[0], [1], [2]], "it was computed, too late"
+        with pytest.raises(DeadlineExceeded) as alone:
+            await lane.submit(rows(3), deadline=time.monotonic() + 0.1)
+        assert not isinstance(alone.value, QueueTooSlow)
 
 
 async def test_an_answer_after_the_deadline_is_none() -> None:

@@ -70,7 +70,10 @@ async def test_a_job_is_trained_published_and_told_of(home: Home) -> None:
 async def test_a_child_steps_back_and_goes_with_its_server(home: Home) -> None:
     async def look(runner: Runner, _: Job) -> None:
         child = process_of_job()
-        assert os.sched_getscheduler(child.pid) == os.SCHED_IDLE
+        threads = [int(one.name) for one in Path(f"/proc/{child.pid}/task").iterdir()]
+        assert {os.sched_getscheduler(thread) for thread in threads} == {os.SCHED_IDLE}
+        assert os.getsid(child.pid) == os.getsid(0), "another session has a share of its own"
+        assert os.getpgid(child.pid) == child.pid, "or Ctrl-C would end it too"
         assert int(Path(f"/proc/{child.pid}/oom_score_adj").read_text()) == 700
         runner._attempts[_.id]._nudged.set()
         home.store.cancel(_.id)

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from collections import Counter
 
 import pytest
@@ -14,11 +15,16 @@ from app.engine.dispatch import Dispatch
 from app.engine.item_queue import Item
 from app.engine.turns import Turns
 from app.errors import DeadlineUnreachable, QueueFull
+from benchmarks.evaluate import started
+from models.picture import PictureError
+from models.store import ModelStore
 
 pytestmark = pytest.mark.anyio
 
 # Seconds that a batch takes in any case, and for each row; its largest size; a request's patience.
 FLAT, STEEP, CARD = (0.010, 0.0005, 32, 0.5), (0.002, 0.009, 8, 0.5), (0.002, 0.00005, 64, 0.05)
+# ResNet-18 on two cores, asked by callers who wait five times as long as one row takes.
+RESNET = (0.003, 0.022, 32, 0.125)
 
 
 class Station:
@@ -29,6 +35,7 @@ class Station:
         self.noise = noise
         self.random = random.Random(3)
         self.outcomes: Counter[str] = Counter()
+        self.latencies_s: list[float] = []
         self.free_at = 0.0
         self.dispatch = Dispatch(
             asyncio.get_running_loop(),
@@ -63,7 +70,7 @@ class Station:
         future = self.dispatch.loop.create_future()
         item = Item(torch.zeros(1, 1), future, now, now + self.patience_s, 0, number)
         try:
-            self.admission.admit(item, now)
+            self.admission.admit(item.num_rows, item.key, item.deadline, now)
         except (DeadlineUnreachable, QueueFull) as refusal:
             self.outcomes[type(refusal).__name__] += 1
         else:
@@ -87,11 +94,17 @@ class Station:
         self.free_at += batch.compute_s
         self.turns.learn([batch], halved=False, now=self.free_at)
         for part in batch.parts:
+            self.latencies_s.append(self.free_at - part.item.submitted_at)
             self.settle("in time" if part.item.deadline >= self.free_at else "late")
 
     def settle(self, outcome: str) -> None:
         self.outcomes[outcome] += 1
         self.turns.policy.promise(kept=outcome == "in time")
+
+    @property
+    def p99_s(self) -> float:
+        """Of those that were computed."""
+        return sorted(self.latencies_s)[int(0.99 * len(self.latencies_s))]
 
 
 def batch_s(station: Station, size: int) -> float:
@@ -107,6 +120,19 @@ async def test_goodput_stays_near_capacity(
     assert station.run(load, num_requests=8000) > 0.93
     assert station.outcomes["QueueTooSlow"] > 1000
     assert station.outcomes["late"] + station.outcomes["skipped"] < 0.03 * 8000
+
+
+@pytest.mark.parametrize("load", [2, 5])
+async def test_the_admitted_wait_hardly_longer_and_the_others_are_refused_at_once(
+    load: float,
+) -> None:
+    calm, crowded = Station(RESNET, noise=0.1), Station(RESNET, noise=0.1)
+    calm.run(0.8, num_requests=4000)
+    goodput = crowded.run(load, num_requests=8000)
+    assert goodput > 0.9
+    assert crowded.p99_s < 2 * calm.p99_s
+    refused = crowded.outcomes["QueueTooSlow"] + crowded.outcomes["DeadlineUnreachable"]
+    assert crowded.outcomes["skipped"] < 0.01 * refused, "these hear of it once their time is up"
 
 
 @pytest.mark.parametrize("device", [FLAT, STEEP, CARD])
@@ -127,3 +153,12 @@ async def test_a_device_that_slows_down_makes_the_promises_careful() -> None:
     for _ in range(20_000):
         station.turns.policy.promise(kept=True)
     assert 1.0 <= station.turns.policy.margin < careful
+
+
+async def test_no_picture_is_decoded_for_a_request_that_is_refused(store: ModelStore) -> None:
+    async with started(store) as engine:
+        predictor = await engine.live.get("digits", None)
+        with pytest.raises(PictureError):
+            await predictor.decode([b"no picture"], deadline=time.monotonic() + 60)
+        with pytest.raises(DeadlineUnreachable):
+            await predictor.decode([b"no picture"], deadline=time.monotonic() - 1)

@@ -3,7 +3,7 @@
 import math
 
 from app.engine.batch_policy import LaneOptions
-from app.engine.item_queue import Item
+from app.engine.schedule import Key
 from app.engine.turns import Turns
 from app.errors import DeadlineUnreachable, QueueFull, QueueTooSlow
 
@@ -16,35 +16,35 @@ class Admission:
         self._max_rows = options.max_queue_items
         self._max_wait_s = math.inf if options.max_wait_ms is None else options.max_wait_ms / 1000
 
-    def admit(self, item: Item, now: float) -> None:
-        """Return when `item` may wait.
+    def admit(self, num_rows: int, key: Key, deadline: float, now: float) -> None:
+        """Return where `num_rows` rows, whose turn `key` says, may wait.
 
         Raises:
             QueueFull: too many rows wait, or for too long.
             DeadlineUnreachable: its time is up, or would be before its answer.
             QueueTooSlow: it would be, because of what waits before it.
         """
-        if self._turns.items.num_rows + item.num_rows > self._max_rows:
+        if self._turns.items.num_rows + num_rows > self._max_rows:
             self._refuse_full()
         turns = self._turns
-        left_s = item.deadline - now
+        left_s = deadline - now
         at_most_s = turns.home.backlog_s + max(0.0, turns.home.running_until - now)
-        own_at_most_s = turns.policy.at_most_s(item.num_rows)
+        own_at_most_s = turns.policy.at_most_s(num_rows)
         margin = turns.policy.margin
         if at_most_s > self._max_wait_s or margin * (at_most_s + own_at_most_s) > left_s:
-            self._look_closely(item, left_s, now)
+            self._look_closely(num_rows, key, left_s, now)
 
-    def _look_closely(self, item: Item, left_s: float, now: float) -> None:
-        """What waits may be too much; see what really has its turn before `item`."""
+    def _look_closely(self, num_rows: int, key: Key, left_s: float, now: float) -> None:
+        """What waits may be too much; see what really has its turn before `key`."""
         turns = self._turns
-        wait_s = turns.home.before_s(item.key, now)
+        wait_s = turns.home.before_s(key, now)
         if wait_s > self._max_wait_s:
             self._refuse_full()
-        num_rows = turns.items.rows_before(item.key)
-        own_s = turns.policy.seconds(num_rows + item.num_rows) - turns.policy.seconds(num_rows)
+        before = turns.items.rows_before(key)
+        own_s = turns.policy.seconds(before + num_rows) - turns.policy.seconds(before)
         needed_s = turns.policy.margin * (wait_s + own_s)
         if left_s <= 0.0 or (needed_s > left_s and self._is_sure(now)):
-            self._refuse_late(needed_s, left_s, alone_s=turns.policy.seconds(item.num_rows))
+            self._refuse_late(needed_s, left_s, alone_s=turns.policy.seconds(num_rows))
 
     def _is_sure(self, now: float) -> bool:
         """Not when the lane idles and its times are old: letting one through renews them."""

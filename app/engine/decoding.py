@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from app.engine.device_thread import compute_with
-from app.errors import DeadlineExceeded, Overloaded, QueueFull
+from app.errors import Overloaded, QueueFull, QueueTooSlow
 from models.picture import FORMATS, PictureError, PictureLimits, open_picture, size_of
 from models.preprocessing import Preprocessing
 
@@ -102,7 +102,7 @@ class Decoder:
         Raises:
             models.picture.PictureError: of the first picture that cannot be used; with several
                 pictures the sentence says which.
-            QueueFull, Overloaded, DeadlineExceeded: too much at once, or too late.
+            QueueFull, Overloaded, QueueTooSlow: too much at once.
         """
         if self.waiting + len(pictures) > self.max_waiting:
             raise QueueFull(f"{self.waiting} pictures wait to be decoded", retry_after_s=1.0)
@@ -145,7 +145,9 @@ class Decoder:
 
     def _within_budget(self, data: bytes, preprocessing: Preprocessing, deadline: float) -> Tensor:
         if time.monotonic() > deadline:
-            raise DeadlineExceeded("the request's time was up before its picture was decoded")
+            raise QueueTooSlow(
+                "the request's time was up before its picture was decoded", retry_after_s=1.0
+            )
         width, height = size_of(data, self.limits)
         taken = self._budget.acquire(width * height, deadline)
         try:

@@ -73,6 +73,11 @@ class Item:
         self.compute_s = 0.0
         self.batch_size = 0
 
+    @property
+    def patience_s(self) -> float:
+        """How long it could wait for its answer when it came."""
+        return self.deadline - self.submitted_at
+
 
 class Part(NamedTuple):
     """Rows `start` to `stop` of one item, as they ride in one batch."""

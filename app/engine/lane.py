@@ -97,6 +97,16 @@ class Lane:
         """How long `num_rows` rows compute; 0 while nothing is known."""
         return self._turns.policy.seconds(num_rows) * 1000
 
+    def foresee(self, num_rows: int, deadline: float) -> None:
+        """Refuse rows now that `submit` would refuse, before work is spent on making them.
+
+        Raises:
+            QueueFull, DeadlineUnreachable: as `submit`.
+        """
+        key = (NORMAL, deadline, next(self._dispatch.numbers))
+        with self._dispatch.lock:
+            self._admission.admit(num_rows, key, deadline, time.monotonic())
+
     async def submit(
         self, inputs: Tensor, deadline: float | None = None, priority: int = NORMAL
     ) -> Answer:
@@ -122,7 +132,7 @@ class Lane:
         future: asyncio.Future[Answer] = dispatch.loop.create_future()
         item = Item(inputs, future, now, deadline, priority, next(dispatch.numbers))
         with dispatch.lock:
-            self._admission.admit(item, now)
+            self._admission.admit(item.num_rows, item.key, item.deadline, now)
             turns.push(item, now)
         self._unanswered.add(item)
         try:

@@ -92,10 +92,13 @@ class Predictor:
         """Encoded pictures as this version's input, float32 `[n, *input_shape]`.
 
         Raises:
-            BadInput: this version takes tensors only. Others as in `Decoder.decode`.
+            BadInput: this version takes tensors only. QueueFull, DeadlineUnreachable: its queue is
+                too long already. Others as in `Decoder.decode`.
         """
         if not self.accepts_pictures:
             raise BadInput(f"{self.name} takes tensors of shape {list(self.input_shape)}")
+        # Under overload most are refused, and their pictures would take the processors of the rest.
+        self.lane.foresee(len(pictures), deadline)
         began = time.perf_counter_ns()
         batch = await self._decoder.decode(pictures, self.manifest.preprocessing, deadline)
         self.decode_time.add(time.perf_counter_ns() - began)

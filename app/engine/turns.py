@@ -28,6 +28,9 @@ from app.errors import (
 
 logger = logging.getLogger(__name__)
 
+LONG_WAIT = 0.1
+"""A wait of this share of a request's time is not its own doing; a shorter one may be chance."""
+
 
 class OutOfDeviceMemory(Unavailable):
     """Even half of the batch did not fit into the memory of the device."""
@@ -141,7 +144,7 @@ class Turns:
         if item.future.done():
             return
         if item.deadline < now:
-            self.expire_item(item)
+            self.expire_item(item, now)
             return
         queue_s = item.taken_at - item.submitted_at
         item.future.set_result(
@@ -158,13 +161,19 @@ class Turns:
         with self._dispatch.lock:
             self.discard(item)
 
-    def expire_item(self, item: Item, *, waiting: bool = False) -> None:
-        """Answer `item` that its time is up; while it was `waiting`, others were too many."""
+    def expire_item(self, item: Item, now: float, *, waiting: bool = False) -> None:
+        """Answer `item` that its time is up.
+
+        Others were too many where it was still `waiting`, or had waited for so long that it would
+        have been in time without.
+        """
         if not item.future.done():
+            waited_s = item.taken_at - item.submitted_at
             error = DeadlineExceeded("the time was up before the answer")
-            if waiting:
+            if waiting or waited_s > max(now - item.deadline, LONG_WAIT * item.patience_s):
                 error = QueueTooSlow(
-                    "the time was up before its turn", retry_after_s=self.retry_after_s
+                    "the time was up before its turn" if waiting else "its turn came too late",
+                    retry_after_s=self.retry_after_s,
                 )
             item.future.set_exception(error)
             if not self._dispatch.stood_still(time.monotonic()):
@@ -179,7 +188,7 @@ class Turns:
             late = self.items.take_late(now)
             self._recount()
         for item in late:
-            self.expire_item(item, waiting=True)
+            self.expire_item(item, now, waiting=True)
 
     def over(self, turn: "Turn") -> None:
         """Count a turn that was delivered."""
@@ -257,7 +266,7 @@ class Turn:
         """Answer everybody in it, on the event loop."""
         now = time.monotonic()
         for item in self.late:
-            self._turns.expire_item(item, waiting=True)
+            self._turns.expire_item(item, now, waiting=True)
         for item, outputs in self._answers:
             self._turns.answer(item, outputs, now)
         for batch in self.batches:
@@ -271,7 +280,7 @@ class Turn:
         """Answer those whose time is up while it runs."""
         for item in self._items():
             if item.deadline < now:
-                self._turns.expire_item(item)
+                self._turns.expire_item(item, now)
 
     def _run_halves(self) -> None:
         """Once the `except` is left: its traceback would keep the tensors of what failed."""

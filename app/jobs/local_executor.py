@@ -45,7 +45,6 @@ class LocalExecutor:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             limit=MAX_LINE_BYTES,
-            start_new_session=True,  # Ctrl-C in the server's terminal is the server's matter
         )
         child = Child(process)
         order = {

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 REPORT_S: Final = 0.2
 DISK_FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 OOM_SCORE: Final = "700"
+LEAST_NICE: Final = 19
 RESULT: Final = "result.json"
 """In the run's folder: everything that is known of a run that was fine-tuned."""
 REPORT_EVERY: Final = 20
@@ -59,8 +60,8 @@ Say = Callable[..., None]
 
 def main() -> None:
     """Carry out one order."""
-    order = read_order()
     step_back()
+    order = read_order()
     channel = Channel(float(order["lease_s"]))
     channel.listen()
     try:
@@ -71,9 +72,18 @@ def main() -> None:
 
 
 def step_back() -> None:
-    """Leave the processor to whoever serves, and be the first to go when memory runs out."""
-    with contextlib.suppress(AttributeError, OSError):
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    """Leave the processor to whoever serves, and be the first to go when memory runs out.
+
+    Threads and processes that it starts inherit the class. It stays in the server's session: where
+    the kernel shares processors out among sessions, the class only counts within one.
+    """
+    with contextlib.suppress(OSError):  # it leads a session already
+        os.setpgid(0, 0)  # Ctrl-C in the server's terminal is the server's matter
+    if hasattr(os, "SCHED_IDLE"):
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    else:
+        os.nice(LEAST_NICE)
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
 

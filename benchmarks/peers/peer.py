@@ -208,7 +208,7 @@ PEERS = (
         "/readyz",
         {
             "P": _bento_rows,
-            "R": lambda picture: payload.multipart("/predict", picture, "pictures"),
+            "R": lambda picture: payload.multipart("/predict", picture, field_name="pictures"),
         },
         {
             "P": lambda answer: from_logits(json.loads(answer)[0]),

@@ -1,0 +1,1 @@
+"""How costs grow with sizes: rows of sizes, exponents with intervals, one table, one figure."""

@@ -1,0 +1,161 @@
+"""`python -m benchmarks.poisson`: the tail at half and 0.8 of capacity, against an ideal batcher.
+
+Requests arrive at random moments and are timed from them. The ideal (`benchmarks/ideal_batcher.py`)
+gets the same arrivals, and takes as long for each batch as was measured in the same round. It is
+told in two ways. *Batches alone*: its batches take what the bare loop takes for the network and
+softmax; to each latency a constant is added, the median that one connection sees without other load
+minus the bare loop's for one row: HTTP once, with nobody else there. *HTTP in the batch*: its
+batches take what the server takes to answer so many connections at once, reading, parsing and
+encoding included, which on a small network is most of it; nothing is added.
+"""
+
+import io
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+import numpy as np
+
+from benchmarks import ours
+from benchmarks.ideal_batcher import BatchTimes, latencies_s
+from benchmarks.in_process import NUM_TIMES
+from benchmarks.open_loop import Plan
+from benchmarks.resnet_scenario import EAGER
+from benchmarks.rounds import Cell, Round, Samples, undisturbed
+from benchmarks.session import Session, compute_layout, front_layout, parser
+from benchmarks.stage import Capacity, Stage, Timing
+from benchmarks.tensor_scenario import SCENARIOS, TensorScenario
+from benchmarks.verdict import Verdict, at_most, none_of
+from models.store import ModelStore
+
+LOADS: Final = (0.5, 0.8)
+GOAL: Final = 1.2
+SIZES: Final = (1, 2, 4, 8, 16, 32)
+NUM_DRAWS: Final = 5
+LAYOUTS: Final = {"P": front_layout, "R": compute_layout}
+Ideal = Callable[[Samples], tuple[BatchTimes, float]]
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Measure, print the tables and one line of JSON, and keep them where that is asked."""
+    session = Session("poisson", arguments, parser(__doc__ or "").parse_args(arguments))
+    for name in session.options.scenario:
+        measure(session, name)
+    session.finish()
+
+
+def measure(session: Session, name: str) -> None:
+    """One scenario: its batch times, its capacity and its tails, in the same rounds."""
+    scenario, layout = SCENARIOS[name], LAYOUTS[name]()
+    with session.stage(layout) as stage:
+        cells = prepare(stage, scenario, session.settings)
+        rounds = session.measure(cells)
+        verdicts = verdicts_of(undisturbed(rounds), stage.timing)
+    sentence = (
+        f"{layout.sentence()}; V2 binary, float32 {list(scenario.shape)}; the ideal has "
+        f"the arrivals of the measured loop, batches of {', '.join(map(str, SIZES))}, the median "
+        f"p99 of {NUM_DRAWS} runs, each with batch times drawn anew"
+    )
+    session.add(name, sentence, cells, rounds, verdicts)
+
+
+def prepare(stage: Stage, scenario: TensorScenario, settings: Mapping[str, str]) -> list[Cell]:
+    """Start the server and the bare loop, and make the cells."""
+    home = stage.folder / f"home-{scenario.model}"
+    scenario.publish(ModelStore(home / "models"))
+    launch = ours.server("ours", home, [scenario.model], {**EAGER, **settings})
+    server = stage.start(launch)
+    sent = scenario.sent()
+    stage.ask(server, sent)
+    body = stage.folder / "row.npy"
+    body.write_bytes(_npy(scenario.row()))
+    loop = stage.start(ours.bare_loop("loop", home, scenario.model, body))
+    capacity = Capacity(stage.closed(_connections(scenario.busy), server, sent, scenario.busy))
+    others = [size for size in SIZES if size != scenario.busy]
+    return [
+        *(stage.in_process(_batch(size), loop, size) for size in SIZES),
+        *(stage.closed(_connections(size), server, sent, size) for size in others),
+        capacity.cell,
+        *(stage.open(_offered(load), server, sent, _share(load, capacity)) for load in LOADS),
+    ]
+
+
+def verdicts_of(rounds: Sequence[Round], timing: Timing) -> list[Verdict]:
+    """p99 over the ideal's, and that nothing failed."""
+    verdicts = []
+    for load in LOADS:
+        for way, ideal in (("batches alone", alone), ("HTTP in the batch", whole)):
+            what = f"{_offered(load)}, p99 over the ideal's ({way})"
+            verdicts.append(at_most(what, rounds, _over(load, ideal, timing), GOAL))
+    names = [_offered(load) for load in LOADS]
+    verdicts += [none_of(f"faults of {name}", rounds, name, ["faults"]) for name in names]
+    return verdicts + [none_of(f"refusals of {name}", rounds, name, ["num_429"]) for name in names]
+
+
+def alone(samples: Samples) -> tuple[BatchTimes, float]:
+    """Times of the bare loop, and the seconds that HTTP adds where nobody else is there."""
+    times = {
+        size: [samples[_batch(size)][f"t{index}_ms"] / 1000 for index in range(NUM_TIMES)]
+        for size in SIZES
+    }
+    unloaded_s = samples[_connections(1)]["p50_ms"] / 1000
+    return BatchTimes(times), max(0.0, unloaded_s - float(np.median(times[1])))
+
+
+def whole(samples: Samples) -> tuple[BatchTimes, float]:
+    """What the server takes for so many requests at once: connections over answers a second."""
+    cells = {size: samples[_connections(size)] for size in SIZES}
+    return BatchTimes({size: [size / cell["rate_per_s"]] for size, cell in cells.items()}), 0.0
+
+
+def ideal_p99_ms(
+    sample: Mapping[str, float], ideal: tuple[BatchTimes, float], timing: Timing
+) -> float:
+    """The p99 of an ideal batcher that got the arrivals of an open loop."""
+    plan = Plan(0, sample["asked_per_s"], timing.open_s, timing.warm_up_s, seed=int(sample["seed"]))
+    moments = np.array(plan.moments())
+    times, constant_s = ideal
+    found = [
+        np.percentile(
+            latencies_s(moments.tolist(), times, constant_s=constant_s, seed=seed)[
+                moments >= timing.warm_up_s
+            ],
+            99,
+        )
+        for seed in range(NUM_DRAWS)
+    ]
+    return float(np.median(found)) * 1000
+
+
+def _over(load: float, ideal: Ideal, timing: Timing) -> Callable[[Samples], float]:
+    def statistic(samples: Samples) -> float:
+        sample = samples[_offered(load)]
+        return sample["p99_ms"] / ideal_p99_ms(sample, ideal(samples), timing)
+
+    return statistic
+
+
+def _share(load: float, capacity: Capacity) -> Callable[[], float]:
+    return lambda: load * capacity.rate_per_s()
+
+
+def _batch(size: int) -> str:
+    return f"bare loop, batch {size}"
+
+
+def _connections(count: int) -> str:
+    return f"{count} connection{'s' * (count > 1)}"
+
+
+def _offered(load: float) -> str:
+    return f"offered {load:g} of capacity"
+
+
+def _npy(row: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, row)
+    return file.getvalue()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
