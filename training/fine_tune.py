@@ -30,12 +30,13 @@ from training.datasets import Dataset, open_source, read_source, source_of_pairs
 from training.faults import DatasetFaults
 from training.features import features_of, separate_head
 from training.feed import in_batches
-from training.fit import FitResult, fit, never
+from training.fit import FitResult, fit, never, team_of
 from training.layout import laid_out, layout_of
 from training.methods import FROM_SCRATCH, LINEAR_PROBE, FineTuneRequest, Method
 from training.progress import Progress, mapped
 from training.publish import publish
 from training.randomness import seed_for, seeded
+from training.ranks import Ranks, ranks_for
 from training.resolution import Choice, Facts, resolve, resolved
 from training.source import TEST, TRAIN, VALIDATION, Part, Source
 from training.split import fold_of_each
@@ -139,7 +140,7 @@ def summary(done: FineTuned) -> dict[str, Any]:
             "fingerprint": trained.dataset.fingerprint,
             "classes": list(trained.dataset.classes),
         },
-        "environment": environment(),
+        "environment": dict(trained.fitted.environment),
         "notes": list(done.notes),
         "seconds": trained.fitted.seconds,
     }
@@ -154,6 +155,7 @@ def fine_tune(
     on_resolved: Callable[[Mapping[str, Choice]], None] = lambda _: None,
     backbone: Backbone | None = None,
     pairs: Any = None,
+    ranks: Ranks | None = None,
 ) -> Generator[Progress, None, FineTuned]:
     """Make what `request` asks for.
 
@@ -165,6 +167,8 @@ def fine_tune(
         on_resolved: told what every `auto` became, before anything is learned.
         backbone: the base itself, instead of its name.
         pairs: the dataset from Python, instead of its name.
+        ranks: processes that share the steps of all layers; started as `request.compute` says
+            where there are none. Features and the last layer alone are this process's.
 
     Yields:
         Phases `read`, `features`, `cross-validate`, `train`, `validate`, `epoch`, `evaluate`.
@@ -173,7 +177,8 @@ def fine_tune(
         training.backbone.BaseUnknown, RunMismatch, and what opening, features and fitting raise.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with _as_begun(request, folder) as notes:
+    num_processes = request.compute.num_processes
+    with _as_begun(request, folder) as notes, ranks_for(num_processes, ranks) as shared:
         backbone = backbone or asked_backbone(request, home)
         source = asked_source(request, pairs)
         facts = facts_of(source, backbone)
@@ -181,7 +186,7 @@ def fine_tune(
         on_resolved(choices)
         settings = resolved(request.settings, choices)
         dataset = yield from open_source(source, _data(request, settings), backbone.preprocessing)
-        learning = _Learning(request, settings, backbone, dataset, home, stop)
+        learning = _Learning(request, settings, backbone, dataset, home, stop, shared)
         run = _Run(learning, dataset, folder)
         yield from run.prepare()
         answers = yield from run.cross_validated() if _crosses(settings) else _nothing()
@@ -220,6 +225,7 @@ class _Learning:
     dataset: Dataset
     home: Path
     stop: Callable[[], bool]
+    ranks: Ranks | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -251,12 +257,15 @@ class _Learning:
     ) -> Generator[Progress, None, FitResult]:
         """Train `network`, of which the head comes first where there are features."""
         if features is None:
-            config = self.config()
-            return (
-                yield from fit(
-                    network, dataset, config, snapshots=folder / ALL_LAYERS, stop=self.stop
-                )
+            loop = fit(
+                network,
+                dataset,
+                self.config(),
+                snapshots=folder / ALL_LAYERS,
+                stop=self.stop,
+                team=team_of(self.ranks, self.spec),
             )
+            return (yield from loop)
         head = separate_head(network)[1]
         ended = self.request.method == LINEAR_PROBE
         prefix = "" if ended else "head_"
@@ -285,6 +294,7 @@ class _Learning:
             train_mode=train_but_norms if frozen else nn.Module.train,
             scale_of=scale_by_depth(network, self.settings.layer_factor),
             stop=self.stop,
+            team=team_of(self.ranks, self.spec),
         )
         second = yield from mapped(loop, _counted_from(first, self.settings.epochs))
         if dataset.validation and first.best.merit >= second.best.merit:
