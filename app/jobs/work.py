@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 REPORT_S: Final = 0.2
 DISK_FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 OOM_SCORE: Final = "700"
+RANK_LOST: Final = 4
+"""Exit status of a child whose helper was killed."""
 RESULT: Final = "result.json"
 """In the run's folder: everything that is known of a run that was fine-tuned."""
 REPORT_EVERY: Final = 20
@@ -63,6 +65,10 @@ def main() -> None:
         Work(order, channel).carry_out()
     except Exception as error:  # the edge of a job: everything becomes a sentence
         traceback.print_exc()
+        if is_death(error):
+            sys.stderr.write(f"{error}\n")  # as of a process that died: the runner begins it again
+            sys.stderr.flush()
+            os._exit(RANK_LOST)
         channel.say("error", **told(error))
 
 
@@ -158,6 +164,13 @@ class Work:
             staging.write_text(json.dumps({"version": str(version), **made.whole}, indent=1))
             staging.replace(self._run / RESULT)
         return {"model": name, "version": version.number, **made.told}
+
+
+def is_death(error: Exception) -> bool:
+    """Whether a process that shared the job was killed, which is no fault of the job's."""
+    from training.ranks import RankLost
+
+    return isinstance(error, RankLost)
 
 
 def told(error: Exception) -> dict[str, Any]:
