@@ -227,7 +227,7 @@ def test_a_kind_without_a_process_is_left_alone(home: Home) -> None:
 
 
 async def test_a_killed_helper_begins_the_job_again_and_changes_no_bit(home: Home) -> None:
-    shared = {"num_processes": 2, "batch_size": 256, "epochs": 60, "snapshot_seconds": 0.0}
+    shared = {"num_processes": 2, "batch_size": 256, "epochs": 30}
     runner = home.runner()
     runner.start()
     try:
