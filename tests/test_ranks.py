@@ -12,10 +12,15 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from test_fit import config, digest, fresh, opened, small_cnn, stop_at
+from PIL import Image
+from test_fit import config, digest, fresh, opened, pairs, small_cnn, stop_at
 from torch import nn
 
+from models import checkpoint
 from models.manifest import NetworkSpec
+from models.store import ModelStore
+from training.datasets import open_dataset
+from training.fine_tune import work
 from training.fit import FitResult, Team, fit
 from training.progress import drive
 from training.ranks import RankFailed, RankLost, Ranks, started
@@ -42,8 +47,8 @@ def trained(ranks: Ranks | None = None, spec: NetworkSpec = MLP, **changes: Any)
 
 
 def farthest(first: nn.Module, second: nn.Module) -> float:
-    pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
-    return max(float((one.double() - other.double()).abs().max()) for one, other in pairs)
+    both = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    return max(float((one.double() - other.double()).abs().max()) for one, other in both)
 
 
 EVERYTHING = {
@@ -196,3 +201,35 @@ def test_no_rank_outlives_the_process_that_started_it(tmp_path: Path) -> None:
     gone, alive = psutil.wait_procs([follower], timeout=5)
     assert (len(gone), len(alive)) == (1, 0)
     assert not list(tmp_path.glob("pytorchlib-*"))
+
+
+@pytest.mark.slow
+def test_pictures_that_are_streamed_are_shared_too(ranks: Ranks, tmp_path: Path) -> None:
+    for index, (pixels, label) in enumerate(pairs(NUM)):
+        (tmp_path / label).mkdir(exist_ok=True)
+        Image.fromarray(pixels[0].numpy()).save(tmp_path / label / f"{index}.png")
+    found = []
+    for budget_mb in (0, 64):
+        settings = config(
+            dataset=str(tmp_path), picture_size=8, memory_budget_mb=budget_mb, num_workers=1
+        )
+        dataset = drive(open_dataset(settings))
+        found.append(drive(fit(fresh(), dataset, settings, team=Team(ranks, MLP))).network)
+    assert digest(found[0]) == digest(found[1])
+
+
+@pytest.mark.slow
+def test_fine_tuning_shares_the_steps_of_all_layers(store: ModelStore, tmp_path: Path) -> None:
+    options = {
+        "base": "digits:1",
+        "dataset": "digits",
+        "method": "fine_tune",
+        "hyperparameters": {"head_epochs": 1, "epochs": 1, "validation": "split"},
+    }
+    home, results = store.folder.parent, []
+    for num in (1, 2):
+        asked = {**options, "name": f"by-{num}", "compute": {"num_processes": num, "threads": 1}}
+        results.append(drive(work(asked, home=home, folder=tmp_path / str(num), run=f"run-{num}")))
+    assert [one["environment"]["processes"] for one in results] == ["1", "2"]
+    first, second = (checkpoint.load(store.resolve(one["version"]).folder) for one in results)
+    assert farthest(first.network, second.network) < 1e-4
