@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -233,3 +234,22 @@ def test_fine_tuning_shares_the_steps_of_all_layers(store: ModelStore, tmp_path:
     assert [one["environment"]["processes"] for one in results] == ["1", "2"]
     first, second = (checkpoint.load(store.resolve(one["version"]).folder) for one in results)
     assert farthest(first.network, second.network) < 1e-4
+
+
+@pytest.mark.slow
+def test_a_rank_that_stands_still_is_waited_for_and_then_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("training.ranks.SUM_S", 3.0)
+    settings = config(report_every=1, epochs=100)
+    others = set(psutil.Process().children())
+    with started(2) as ranks:
+        loop = fit(fresh(), opened(settings, NUM), settings, team=Team(ranks, MLP))
+        next(loop)
+        (still,) = set(psutil.Process().children()) - others
+        still.suspend()
+        threading.Timer(1.5, still.resume).start()
+        assert next(loop).step == 2
+        still.suspend()
+        with pytest.raises(RankLost, match="a rank does not answer"):
+            drive(loop)

@@ -82,7 +82,7 @@ def test_a_killed_rank_under_torchrun_ends_all_and_resuming_gives_the_same_bits(
 ) -> None:
     options = ["--epochs", "10", "--name", "two", "--snapshot-seconds", "0.05"]
     options += ["--report-every", "1"]
-    whole = published(begin(tmp_path / "a", *options, torchrun=True), tmp_path / "a")
+    whole = published(begin(tmp_path / "a", *options, "--num-processes", "2"), tmp_path / "a")
     process = begin(tmp_path / "b", *options, torchrun=True)
     while steps(process) < 30:
         pass

@@ -96,12 +96,15 @@ class _Follower:
         with closing(learner.batches()) as batches:
             while (said := self._link.hear(WORD_S))["word"] != "end":
                 if said["word"] == "join":
-                    where, device = Path(said["file"]), learner.device
-                    self._add = GradientSum(where, self._rank, self._num_ranks, device, SUM_S)
+                    self._join(Path(said["file"]), learner.device)
                 elif said["word"] == "leave":
                     raise LinkClosed("rank 0 said to leave in the middle of a task")
                 else:
                     learner.step(*next(batches))
+
+    def _join(self, file: Path, device: torch.device) -> None:
+        rank, num_ranks = self._rank, self._num_ranks
+        self._add = GradientSum(file, rank, num_ranks, device, SUM_S, lambda: None)
 
     def _sum(self, tensor: torch.Tensor) -> None:
         if self._add is None:

@@ -32,7 +32,7 @@ from training.task import Task
 SOCKET: Final = "rank-0"
 START_S: Final = 300.0
 """A rank may take so long to start, import its network's package and map its samples."""
-SUM_S: Final = 120.0
+SUM_S: Final = 300.0
 """A step may wait so long for its slowest rank."""
 REASON_S: Final = 3.0
 """So long a death is looked into."""
@@ -104,7 +104,7 @@ class Ranks:
         if self._add is None:
             file = self._folder / f"sum-{secrets.token_hex(8)}"
             self._tell("join", file=str(file))
-            self._add = GradientSum(file, 0, self.num_ranks, device, SUM_S)
+            self._add = GradientSum(file, 0, self.num_ranks, device, SUM_S, self._look)
         for path in folder.iterdir():
             path.unlink()  # what is mapped stays until nobody has it mapped
 
@@ -171,31 +171,35 @@ class Ranks:
         except RuntimeError as error:
             raise self._why(error) from None
 
+    def _look(self) -> None:
+        """Notice a death whose connections a process of the dead one still holds open."""
+        if any(process.poll() is not None for process in self._processes.values()):
+            raise self._why(LinkClosed("a process has ended"))
+
     def _why(self, cause: Exception) -> Exception:
-        """Which rank is at fault, and why: what it said last, or how its process ended."""
+        """Which rank is at fault, and why."""
         deadline = time.monotonic() + REASON_S
-        waiting = dict(self._links)
-        while waiting and time.monotonic() < deadline:
-            for rank, link in list(waiting.items()):
-                try:
-                    said = link.hear(0.05)
-                except TimeoutError:
-                    continue
-                except LinkClosed:
-                    return RankLost(f"rank {rank} {self._end_of(rank)}")
-                if said["word"] == "failed":
-                    return RankFailed(f"rank {rank} failed: {said['reason']}")
-                if said["word"] == "lost":
-                    del waiting[rank]  # it only noticed what this rank has noticed
+        while time.monotonic() < deadline:
+            for rank in self._links:
+                fault = self._fault_of(rank)
+                if fault is not None:
+                    return fault
         return RankLost(f"a rank does not answer: {cause}")
 
-    def _end_of(self, rank: int) -> str:
+    def _fault_of(self, rank: int) -> Exception | None:
+        """What it said last, or how its process ended; None where it only noticed another's end."""
         process = self._processes.get(rank)
-        if process is None:
-            return "is gone"
-        with suppress(subprocess.TimeoutExpired):
-            return _how(process.wait(REASON_S))
-        return "closed its connection"
+        try:
+            said = self._links[rank].hear(0.05)
+        except TimeoutError:
+            # A process that the dead one has started may still hold its end of the connection.
+            is_dead = process is not None and process.poll() is not None
+            return RankLost(f"rank {rank} {_end_of(process)}") if is_dead else None
+        except LinkClosed:
+            return RankLost(f"rank {rank} {_end_of(process)}")
+        if said["word"] == "failed":
+            return RankFailed(f"rank {rank} failed: {said['reason']}")
+        return None
 
 
 @contextmanager
@@ -240,6 +244,14 @@ def _check_gpus(device: torch.device, num_ranks: int) -> None:
             f"{device} is one GPU, and {num_ranks} processes take the first {num_ranks}: "
             "say cuda, and choose them by CUDA_VISIBLE_DEVICES"
         )
+
+
+def _end_of(process: "subprocess.Popen[bytes] | None") -> str:
+    if process is None:
+        return "is gone"  # torchrun started it, and knows more
+    with suppress(subprocess.TimeoutExpired):
+        return _how(process.wait(REASON_S))
+    return "closed its connection"
 
 
 def _how(status: int) -> str:
