@@ -24,7 +24,7 @@ from training.ranks import Ranks, started
 NUM_CLASSES = 10
 CASES: dict[str, tuple[dict[str, Any], tuple[int, int, int], int, int]] = {
     "cnn": ({"channels": 1, "size": 28}, (1, 28, 28), 2048, 256),
-    "torchvision/mobilenet_v2": ({}, (3, 96, 96), 32, 16),
+    "torchvision/mobilenet_v2": ({}, (3, 96, 96), 96, 16),
 }
 """Network -> options, shape of a picture, samples, batch size."""
 

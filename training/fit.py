@@ -180,7 +180,6 @@ class _Run:
             fingerprint, device = self.dataset.fingerprint, self.learner.device
             self.notes = self.state.restore(snapshot, self.config, fingerprint, self.num_ranks)
             self.state.unreported = [loss.to(device) for loss in self.state.unreported]
-        self.pace.start(self.state.step, self.state.seconds)
 
     def task(
         self, spec: NetworkSpec, scale_of: Callable[[str], float] | None, threads: int
@@ -202,6 +201,7 @@ class _Run:
 
     def loop(self) -> Iterator[Progress]:
         """Train and validate, epoch by epoch, until the last or until it no longer helps."""
+        self.pace.start(self.state.step, self.state.seconds)
         with closing(self.learner.batches()) as batches:
             while not self.is_over:
                 self.learner.train()
