@@ -182,7 +182,11 @@ def create_app(
     app.include_router(datasets_routes(intake))
     app.include_router(files_routes(intake))
     places = Places(
-        settings.home, settings.datasets_folder, settings.data_root, device=settings.device
+        settings.home,
+        settings.datasets_folder,
+        settings.data_root,
+        device=settings.device,
+        max_processes=settings.job_processes,
     )
     streams = EventStreams(jobs, draining)
     app.include_router(

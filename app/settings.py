@@ -139,6 +139,13 @@ class Settings(BaseSettings):
     job_threads: int = Field(
         0, ge=0, le=1024, description="Threads of one job; 0 takes what the cgroup allows."
     )
+    job_processes: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="Processes that may share one job; 0 is one a GPU or processor of this "
+        "machine.",
+    )
     job_memory_mb: int = Field(
         0, ge=0, description="MiB that one job may hold; 0 watches the container's limit alone."
     )

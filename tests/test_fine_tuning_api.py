@@ -313,3 +313,25 @@ def test_places_of_a_page_are_those_of_each_job(client: TestClient, dataset: str
     page = client.get(URL, params={"limit": 4}).json()["data"]
     assert [one["place"] for one in page] == [4, 3, None, 2]
     assert page == [client.get(f"{URL}/{one['id']}").json() for one in page]
+
+
+def test_processes_are_bounded_and_refused_where_they_do_not_help(
+    client: TestClient, dataset: str
+) -> None:
+    scratch = {"model": "mlp", "suffix": "parts", "method": {"type": "from_scratch"}}
+    many = submit(client, dataset, num_processes=64, **scratch)
+    assert (many.status_code, many.json()["error"]["param"]) == (422, "num_processes")
+    assert "at most here" in many.json()["error"]["message"]
+    idle = submit(client, dataset, num_processes=2)
+    assert (idle.status_code, idle.json()["error"]["param"]) == (422, "num_processes")
+    assert "one layer" in idle.json()["error"]["message"]
+
+
+def test_a_job_takes_its_number_of_processes(
+    store: ModelStore, dataset: str, jobs: JobStore
+) -> None:
+    settings = Settings(home=store.folder.parent, device="cpu", jobs=False, job_processes=2)
+    scratch = {"model": "mlp", "suffix": "parts", "method": {"type": "from_scratch"}}
+    with TestClient(create_app(settings), "http://127.0.0.1:8000") as client:
+        assert submit(client, dataset, num_processes=2, **scratch).status_code == 200
+    assert claimed(jobs).options["request"]["compute"]["num_processes"] == 2

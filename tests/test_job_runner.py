@@ -227,3 +227,43 @@ def test_a_kind_without_a_process_is_left_alone(home: Home) -> None:
 
     asyncio.run(wait())
     assert home.store.get(job.id).state is State.QUEUED
+
+
+async def test_a_killed_helper_begins_the_job_again_and_changes_no_bit(home: Home) -> None:
+    shared = {"num_processes": 2, "batch_size": 256, "epochs": 30}
+    runner = home.runner()
+    runner.start()
+    try:
+        whole = await settled(home, home.submit("whole", **shared))
+        job = home.submit("killed", **shared)
+        await begun(home, job)
+        (helper,) = process_of_job().children()
+        helper.kill()
+        job = await settled(home, job)
+    finally:
+        await runner.stop()
+    assert (whole.state, job.state, job.attempt) == (State.SUCCEEDED, State.SUCCEEDED, 2)
+    events = home.store.events(job.id)[0]
+    assert any("rank 1 was killed by SIGKILL" in one.message for one in events)
+    assert home.weights("killed") == home.weights("whole")
+    assert home.models.versions("killed") == [1]
+    assert home.models.version("killed", 1).manifest().lineage.environment["processes"] == "2"
+
+
+async def test_pausing_and_cancelling_leave_no_helper(home: Home) -> None:
+    async def pause_then_cancel(runner: Runner, job: Job) -> None:
+        (helper,) = process_of_job().children()
+        home.store.pause(job.id)
+        runner.nudge()
+        await until(lambda: home.store.get(job.id).state is State.PAUSED)
+        await until(lambda: not helper.is_running())
+        home.store.resume(job.id)
+        await until(lambda: home.store.get(job.id).state is State.RUNNING)
+        await until(lambda: bool(runner._attempts) and bool(process_of_job().children()))
+        (helper,) = process_of_job().children()
+        home.store.cancel(job.id)
+        runner.nudge()
+        await until(lambda: not helper.is_running(), 10)
+
+    job = await ended(home, pause_then_cancel, epochs=PLENTY, num_processes=2)
+    assert job.state is State.CANCELLED

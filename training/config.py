@@ -13,6 +13,15 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
 
+NumProcesses = Annotated[
+    int,
+    Field(
+        ge=1,
+        le=64,
+        description="Processes that share each step, as torchrun starts them: one a GPU, or so "
+        "many on a processor, among which its threads are divided.",
+    ),
+]
 SHORT_OPTIONS = {"learning_rate": "--lr"}
 """Fields whose option on the command line is not simply their own name."""
 
@@ -173,6 +182,7 @@ class TrainConfig(DataConfig, FitConfig):
         default_factory=dict,
         description="Its options; what the dataset decides (shapes, classes) is filled in.",
     )
+    num_processes: NumProcesses = 1
 
 
 class FinetuneConfig(DataConfig, FitConfig):
@@ -217,6 +227,7 @@ class FinetuneConfig(DataConfig, FitConfig):
         default=100.0,
         description="How many times smaller the learning rate of the lowest layers is.",
     )
+    num_processes: NumProcesses = 1
 
 
 def option_name(field: str) -> str:

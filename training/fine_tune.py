@@ -30,6 +30,7 @@ from training.outcome import OUT_OF_FOLD, FineTuned, how_measured, summary
 from training.phases import Phases
 from training.progress import Progress
 from training.publish import publish
+from training.ranks import Ranks, ranks_for
 from training.resolution import Choice, resolve, resolved
 from training.source import TRAIN
 from training.train import Trained
@@ -87,6 +88,7 @@ def fine_tune(
     on_resolved: Callable[[Mapping[str, Choice]], None] = lambda _: None,
     backbone: Backbone | None = None,
     pairs: Any = None,
+    ranks: Ranks | None = None,
 ) -> Generator[Progress, None, FineTuned]:
     """Make what `request` asks for.
 
@@ -98,6 +100,8 @@ def fine_tune(
         on_resolved: told what every `auto` became, before anything is learned.
         backbone: the base itself, instead of its name.
         pairs: the dataset from Python, instead of its name.
+        ranks: processes that share the steps of all layers; started as `request.compute` says
+            where there are none. Features and the last layer alone are this process's.
 
     Yields:
         Phases `read`, `features`, `cross-validate`, `train`, `validate`, `epoch`, `evaluate`.
@@ -106,7 +110,8 @@ def fine_tune(
         training.backbone.BaseUnknown, RunMismatch, and what opening, features and fitting raise.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with as_begun(request, folder) as notes:
+    num_processes = request.compute.num_processes
+    with as_begun(request, folder) as notes, ranks_for(num_processes, ranks) as shared:
         backbone = backbone or asked_backbone(request, home)
         source = asked_source(request, pairs)
         choices = resolve(request.method, request.settings, facts_of(source, backbone))
@@ -115,7 +120,7 @@ def fine_tune(
         dataset = yield from open_source(
             kept_apart(source, settings), data_config(request, settings), backbone.preprocessing
         )
-        learner = Learner(request, settings, backbone, dataset, home, stop)
+        learner = Learner(request, settings, backbone, dataset, home, stop, shared)
         phases = Phases(learner, dataset, folder)
         yield from phases.prepare()
         yield from phases.cross_validate()

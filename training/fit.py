@@ -6,31 +6,28 @@ gives the same bits as never stopping, on the same processor type, thread count 
 """
 
 import math
-from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.device import choose_device, supports_bf16
-from training.augment import augmentation
-from training.average import Average
+from models.manifest import NetworkSpec
 from training.config import FitConfig
 from training.datasets import Dataset
-from training.feed import feed_for
-from training.layout import laid_out, layout_of
-from training.mixing import mixed
-from training.optim import learning_rate_at, optimizer_for, parameter_groups
-from training.order import Batch, Order
+from training.feed import Fed, feed_for
+from training.layout import laid_out
+from training.order import Batch
 from training.pace import Pace
 from training.progress import Progress
-from training.randomness import seed_device, seed_for
+from training.ranks import Ranks, threads_each
 from training.snapshot import Snapshot, Snapshots
-from training.state import Epoch, State
+from training.source import TRAIN
+from training.state import PROCESSES, Epoch, environment
+from training.stepper import Stepper, TrainMode, repeatable
+from training.task import Task, name_of_mode
 from training.validation import validate
 
 LONGEST_SILENCE_S = 0.1
@@ -47,6 +44,19 @@ class LossNotFinite(Exception):
 
 
 @dataclass(frozen=True)
+class Team:
+    """Who shares the steps of a run, and how they build its network."""
+
+    ranks: Ranks
+    spec: NetworkSpec
+
+
+def team_of(ranks: Ranks | None, spec: NetworkSpec) -> Team | None:
+    """`ranks` for a network, if there are any."""
+    return Team(ranks, spec) if ranks else None
+
+
+@dataclass(frozen=True)
 class FitResult:
     """How a run ended.
 
@@ -58,6 +68,8 @@ class FitResult:
         seconds: spent in training and validation, over all attempts.
         stopped_early: whether validation had stopped improving.
         notes: what a person should know, such as a resumption on other versions.
+        environment: what its bits depend on besides the seed: versions, processor, threads of
+            each process, and how many processes shared each step.
     """
 
     network: nn.Module
@@ -66,6 +78,7 @@ class FitResult:
     seconds: float
     stopped_early: bool
     notes: tuple[str, ...]
+    environment: Mapping[str, str]
 
 
 def fit(
@@ -74,10 +87,11 @@ def fit(
     config: FitConfig,
     *,
     snapshots: Path | None = None,
-    train_mode: Callable[[nn.Module], object] = nn.Module.train,
+    train_mode: TrainMode = nn.Module.train,
     scale_of: Callable[[str], float] | None = None,
     stop: Callable[[], bool] = never,
     last_epoch: int = 0,
+    team: Team | None = None,
 ) -> Generator[Progress, None, FitResult]:
     """Train `network` on `dataset`.
 
@@ -92,6 +106,7 @@ def fit(
         stop: asked after every step; once it says yes, the weights of that moment are validated
             and the run ends with the best ones.
         last_epoch: where to end on a schedule of more epochs; 0 is after all of them.
+        team: other processes that take a share of each step; none where not given.
 
     Yields:
         Phase `train`: the loss every `report_every` steps and signs of life in between; phase
@@ -101,74 +116,100 @@ def fit(
         LossNotFinite: training diverged.
         SnapshotMismatch: the folder's snapshots belong to another run.
         models.device.DeviceUnavailable: there is no such device.
+        training.ranks.RankFailed, training.ranks.RankLost, training.task.Unshareable: of a team.
     """
-    run = _Run(network, dataset, config, train_mode, scale_of, stop)
+    ranks = team.ranks if team else None
+    exchange = ranks.exchange if ranks else None
+    stepper = Stepper(network, dataset, config, train_mode, scale_of, exchange)
+    run = _Run(stepper, dataset, stop, ranks)
     run.last_epoch = last_epoch or config.epochs
     store = Snapshots(snapshots) if snapshots else None
     snapshot = store.newest() if store else None
-    with _repeatable(run.device, _threads(config, snapshot), config.determinism):
+    threads = _threads(config, snapshot, run.num_ranks)
+    with repeatable(stepper.device, threads, config.determinism):
         run.resume(snapshot)
-        try:
-            for progress in run.loop():
-                yield progress
-                run.save_if_due(store)
-        except GeneratorExit:
-            run.save(store)
-            raise
+        with _sharing(run, team, scale_of, threads):
+            try:
+                for progress in run.loop():
+                    yield progress
+                    run.save_if_due(store)
+            except GeneratorExit:
+                run.save(store)
+                raise
         run.save(store)
-    return run.result()
+        return run.result()
+
+
+@contextmanager
+def _sharing(
+    run: "_Run", team: Team | None, scale_of: Callable[[str], float] | None, threads: int
+) -> Iterator[None]:
+    """With the other ranks ready for the next step, and told that there is none after the last."""
+    if team is None or run.is_over:
+        yield
+        return
+    team.ranks.begin(run.task(team.spec, scale_of, threads), run.stepper.device)
+    try:
+        yield
+    except GeneratorExit:
+        team.ranks.end()
+        raise
+    team.ranks.end()
 
 
 class _Run:
     """One run: what it is made of, and the steps that change its state."""
 
     def __init__(
-        self,
-        network: nn.Module,
-        dataset: Dataset,
-        config: FitConfig,
-        train_mode: Callable[[nn.Module], object],
-        scale_of: Callable[[str], float] | None,
-        stop: Callable[[], bool],
+        self, stepper: Stepper, dataset: Dataset, stop: Callable[[], bool], ranks: Ranks | None
     ) -> None:
+        self.stepper, self.dataset, self.ranks = stepper, dataset, ranks
         self.stop, self.is_stopped = stop, False
-        self.config, self.dataset, self.train_mode = config, dataset, train_mode
-        self.device = choose_device(config.device)
-        self.layout = layout_of(network)
-        network = network.to(self.device).to(memory_format=self.layout)
-        groups = parameter_groups(network, config.weight_decay, scale_of)
-        self.parameters = [parameter for group in groups for parameter in group.parameters]
-        average = Average(network, config.ema_decay) if config.ema_decay else None
-        self.state = State(network, optimizer_for(config, groups), average)
-        self.augment = augmentation(config.augment, config.seed)
-        self.autocast = _autocast(config, self.device)
-        self.order = Order(len(dataset.train), config.batch_size, config.epochs, config.seed)
+        self.config, self.state, self.order = stepper.config, stepper.state, stepper.order
         self.pace = Pace(self.order.num_steps)
-        self.last = Progress("train", 0, self.order.num_steps, num_epochs=config.epochs)
-        held_out, num_workers = dataset.validation, dataset.num_workers
-        # Pictures that each epoch changes are finished after that.
-        finish = dataset.preprocessing.finish
-        self.feed = feed_for(
-            dataset.train, self.device, num_workers, None if self.augment else finish
-        )
-        self.validation = feed_for(held_out, self.device, num_workers, finish) if held_out else None
-        self.weights = _class_weights(dataset, config, self.device)
+        self.last = Progress("train", 0, self.order.num_steps, num_epochs=self.config.epochs)
+        held_out, device, finish = dataset.validation, stepper.device, dataset.preprocessing.finish
+        workers = dataset.num_workers
+        self.validation = feed_for(held_out, device, workers, finish) if held_out else None
         self.notes: tuple[str, ...] = ()
-        self.last_epoch = config.epochs
+        self.last_epoch = self.config.epochs
+
+    @property
+    def num_ranks(self) -> int:
+        """Processes that share each step."""
+        return self.ranks.num_ranks if self.ranks else 1
 
     def resume(self, snapshot: Snapshot | None) -> None:
         """Go on from `snapshot`, if there is one."""
         if snapshot:
-            fingerprint = self.dataset.fingerprint
-            self.notes = self.state.restore(snapshot, self.config, fingerprint)
-            self.state.unreported = [loss.to(self.device) for loss in self.state.unreported]
-        self.pace.start(self.state.step, self.state.seconds)
+            fingerprint, device = self.dataset.fingerprint, self.stepper.device
+            self.notes = self.state.restore(snapshot, self.config, fingerprint, self.num_ranks)
+            self.state.unreported = [loss.to(device) for loss in self.state.unreported]
+
+    def task(
+        self, spec: NetworkSpec, scale_of: Callable[[str], float] | None, threads: int
+    ) -> Task:
+        """What the other ranks need to go on from here."""
+        network, dataset = self.state.network, self.dataset
+        names = [name for name, _ in network.named_parameters()] if scale_of else []
+        num_workers = -(-dataset.num_workers // self.num_ranks)
+        return Task(
+            spec,
+            self.config.model_copy(update={"threads": threads}),
+            name_of_mode(self.stepper.train_mode),
+            {name: scale_of(name) for name in names} if scale_of else {},
+            self.state.step,
+            replace(dataset, parts={TRAIN: dataset.train}, num_workers=num_workers),
+            network.state_dict(),
+            self.state.optimizer.state(),
+        )
 
     def loop(self) -> Iterator[Progress]:
         """Train and validate, epoch by epoch, until the last or until it no longer helps."""
-        with closing(self.feed(self.order.batches(self.state.step))) as batches:
+        self.pace.start(self.state.step, self.state.seconds)
+        with closing(self.stepper.batches()) as batches:
             while not self.is_over:
-                self.train_mode(self.state.network)
+                self.stepper.train()
                 yield from self._train_epoch(batches)
                 yield from self._end_epoch()
 
@@ -194,7 +235,8 @@ class _Run:
         """Write a snapshot, unless the run has already diverged."""
         if store and all(math.isfinite(loss) for loss in _numbers(self.state.unreported)):
             self.state.seconds = self.pace.seconds
-            snapshot = self.state.snapshot(self.config, self.dataset.fingerprint)
+            fingerprint = self.dataset.fingerprint
+            snapshot = self.state.snapshot(self.config, fingerprint, self.num_ranks)
             store.save(self.state.step, snapshot)
 
     def result(self) -> FitResult:
@@ -206,62 +248,33 @@ class _Run:
         network = state.network.eval()
         stopped = len(state.history) < self.last_epoch
         return FitResult(
-            network, state.best, tuple(state.history), self.pace.seconds, stopped, self.notes
+            network,
+            state.best,
+            tuple(state.history),
+            self.pace.seconds,
+            stopped,
+            self.notes,
+            environment(self.num_ranks),
         )
 
-    def _train_epoch(self, batches: Iterator[tuple[Batch, Tensor, Tensor]]) -> Iterator[Progress]:
+    def _train_epoch(self, batches: Fed) -> Iterator[Progress]:
         end = self.order.steps_per_epoch * (len(self.state.history) + 1)
         while self.state.step < end:
+            if self.ranks:
+                self.ranks.step()
             batch, inputs, targets = next(batches)
-            logits = self._step(batch, inputs, targets)
-            self.pace.did(len(targets))
+            self.stepper.step(batch, inputs, targets)
+            self.pace.did(batch.size)
             if self.state.step % self.config.report_every == 0 or self.state.step == end:
-                yield self._report(batch, logits, targets)
+                yield self._report(batch)
             elif self.pace.is_due("yield", LONGEST_SILENCE_S):
                 yield self._progress(batch)
             if self.state.step < end and self.stop():
                 self.is_stopped = True
-                yield self._report(batch, logits, targets)
+                yield self._report(batch)
                 return
 
-    def _step(self, batch: Batch, inputs: Tensor, targets: Tensor) -> Tensor:
-        """One change of the weights; the loss stays on the device, nothing waits for it."""
-        state, config = self.state, self.config
-        seed_device(self.device, seed_for(config.seed, "step", step=batch.step))
-        if self.augment:
-            changed = self.augment(inputs, batch.epoch, batch.indices)
-            inputs = self.dataset.preprocessing.finish(changed)
-        x, others, share = inputs, targets, 1.0
-        if config.mixup or config.cutmix:
-            x, others, share = mixed(
-                x, targets, config.mixup, config.cutmix, config.seed, batch.step
-            )
-        with self.autocast():
-            logits = state.network(laid_out(x, self.layout))
-        loss = share * self._loss(logits, targets)
-        if share < 1:
-            loss = loss + (1 - share) * self._loss(logits, others)
-        state.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        if config.gradient_clip:
-            nn.utils.clip_grad_norm_(self.parameters, config.gradient_clip)
-        state.optimizer.step(self._learning_rate(batch.step))
-        state.step += 1
-        if state.average:
-            state.average.update(state.network, state.step)
-        state.unreported.append(loss.detach())
-        answers: Tensor = logits.detach()
-        return answers
-
-    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Mean over the batch; a sample counts as much as its class weighs."""
-        smoothing, logits = self.config.label_smoothing, logits.float()
-        if self.weights is None:
-            return F.cross_entropy(logits, targets, label_smoothing=smoothing)
-        each = F.cross_entropy(logits, targets, label_smoothing=smoothing, reduction="none")
-        return (each * self.weights[targets]).mean()
-
-    def _report(self, batch: Batch, logits: Tensor, targets: Tensor) -> Progress:
+    def _report(self, batch: Batch) -> Progress:
         """Bring the losses since the last report off the device, all at once."""
         losses = _numbers(self.state.unreported)
         first_step = self.state.step - len(losses) + 1
@@ -273,7 +286,7 @@ class _Run:
         self.last = replace(
             self.last,
             loss=sum(losses) / len(losses) if losses else self.last.loss,
-            accuracy=float((logits.argmax(1) == targets).float().mean()),
+            accuracy=self.stepper.accuracy,
             images_per_second=self.pace.images_per_second(),
         )
         return self._progress(batch)
@@ -283,7 +296,7 @@ class _Run:
             self.last,
             step=self.state.step,
             epoch=batch.epoch + 1,
-            learning_rate=self._learning_rate(batch.step),
+            learning_rate=self.stepper.learning_rate(batch.step),
             seconds_left=self.pace.seconds_left,
         )
 
@@ -307,17 +320,14 @@ class _Run:
             num_epochs=self.config.epochs,
             loss=record.validation_loss,
             accuracy=record.validation_accuracy,
-            learning_rate=self._learning_rate(state.step - 1),
+            learning_rate=self.stepper.learning_rate(state.step - 1),
             metrics={"train_loss": record.loss},
         )
 
     def _predict(self, inputs: Tensor) -> Tensor:
-        with self.autocast():
-            logits: Tensor = self.state.answering(laid_out(inputs, self.layout))
+        with self.stepper.autocast():
+            logits: Tensor = self.state.answering(laid_out(inputs, self.stepper.layout))
         return logits
-
-    def _learning_rate(self, step: int) -> float:
-        return learning_rate_at(self.config, step, self.order.num_steps)
 
     def _advice(self, step: int, loss: float) -> str:
         return (
@@ -331,47 +341,10 @@ def _numbers(losses: list[Tensor]) -> list[float]:
     return numbers
 
 
-def _class_weights(dataset: Dataset, config: FitConfig, device: torch.device) -> Tensor | None:
-    """float32 `[classes]`, with a mean of 1 over the training samples; None where all are 1."""
-    if config.class_weights == "none":
-        return None
-    counts = dataset.train.targets.bincount(minlength=len(dataset.classes)).float()
-    present = int((counts > 0).sum())
-    return (counts.sum() / (present * counts.clamp(min=1))).to(device)
-
-
-def _autocast(config: FitConfig, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
-    """bf16 where it is wanted; `auto` wants it on GPUs, whose hardware has it.
-
-    On a CPU `auto` stays with fp32: the result would otherwise depend on the processor type.
-    """
-    automatic = device.type == "cuda" and supports_bf16(device)
-    if config.precision == "bf16" or (config.precision == "auto" and automatic):
-        return lambda: torch.autocast(device.type, torch.bfloat16)
-    return nullcontext
-
-
-def _threads(config: FitConfig, snapshot: Snapshot | None) -> int:
+def _threads(config: FitConfig, snapshot: Snapshot | None, num_ranks: int) -> int:
     """As many as wanted, or as the run had before, or as this process has: sums depend on it."""
-    before = int(snapshot.state["environment"]["threads"]) if snapshot else 0
-    return config.threads or before or torch.get_num_threads()
-
-
-@contextmanager
-def _repeatable(device: torch.device, threads: int, determinism: str) -> Iterator[None]:
-    """This many threads and cuDNN's repeatable algorithms while a run lasts; if it must be
-    exact, operations that have no repeatable form are refused.
-    """
-    cudnn, mode = torch.backends.cudnn, torch.get_deterministic_debug_mode()
-    before = cudnn.deterministic, cudnn.benchmark, torch.get_num_threads()
-    torch.set_num_threads(threads)
-    if device.type == "cuda":
-        cudnn.deterministic, cudnn.benchmark = True, False
-    if determinism == "exact" or (determinism == "auto" and device.type == "cpu"):
-        torch.set_deterministic_debug_mode("error")
-    try:
-        yield
-    finally:
-        cudnn.deterministic, cudnn.benchmark = before[:2]
-        torch.set_num_threads(before[2])
-        torch.set_deterministic_debug_mode(mode)
+    if config.threads or snapshot is None:
+        return config.threads or threads_each(num_ranks)
+    before = snapshot.state["environment"]
+    same = int(before.get(PROCESSES, "1")) == num_ranks
+    return int(before["threads"]) if same else threads_each(num_ranks)

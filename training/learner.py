@@ -17,10 +17,11 @@ from training.backbone import Backbone
 from training.config import FitConfig, TrainConfig
 from training.datasets import Dataset
 from training.features import separate_head
-from training.fit import FitResult, fit, never
+from training.fit import FitResult, fit, never, team_of
 from training.methods import FROM_SCRATCH, LINEAR_PROBE, FineTuneRequest
 from training.progress import Progress, mapped
 from training.randomness import seed_for, seeded
+from training.ranks import Ranks
 from training.samples import InMemory, Samples
 from training.train import network_spec
 from training.transfer import scale_by_depth, train_but_norms
@@ -47,6 +48,7 @@ class Learner:
     dataset: Dataset
     home: Path
     stop: Callable[[], bool]
+    ranks: Ranks | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -91,12 +93,15 @@ class Learner:
             last_epoch: of a linear probe: where it ends; 0 for all epochs.
         """
         if features is None:
-            config = self.config()
-            return (
-                yield from fit(
-                    network, dataset, config, snapshots=folder / ALL_LAYERS, stop=self.stop
-                )
+            loop = fit(
+                network,
+                dataset,
+                self.config(),
+                snapshots=folder / ALL_LAYERS,
+                stop=self.stop,
+                team=team_of(self.ranks, self.spec),
             )
+            return (yield from loop)
         path, head = separate_head(network)
         ended = self.request.method == LINEAR_PROBE
         prefix = "" if ended else "head_"
@@ -128,6 +133,7 @@ class Learner:
             train_mode=train_but_norms if frozen else nn.Module.train,
             scale_of=scale_by_depth(network, self.settings.layer_factor),
             stop=self.stop,
+            team=team_of(self.ranks, self.spec),
         )
         second = yield from mapped(loop, _counted_from(first, self.settings.epochs))
         if dataset.validation and first.best.merit >= second.best.merit:

@@ -9,7 +9,16 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field
 
-from training.config import Config, Count, FinetuneConfig, Fraction, NotNegative, Positive
+from training.config import (
+    Config,
+    ConfigError,
+    Count,
+    FinetuneConfig,
+    Fraction,
+    NotNegative,
+    NumProcesses,
+    Positive,
+)
 
 Auto = Literal["auto"]
 Epochs = Annotated[int, Field(ge=1, le=100_000)]
@@ -21,6 +30,10 @@ CROSS_VALIDATION: Final = "cross_validation"
 SPLIT: Final = "split"
 GIVEN: Final = "given"
 NOTHING_HELD: Final = "none"
+ONE_IS_ENOUGH: Final = (
+    "a linear probe learns one layer on features that are computed once, so more processes would "
+    "not help: leave the number of processes at 1, or let all layers learn"
+)
 
 
 class Method(Config):
@@ -209,6 +222,7 @@ class Compute(Config):
         default=2048,
         description="Datasets up to this many MiB stay in memory as bytes; larger ones stream.",
     )
+    num_processes: NumProcesses = 1
     cache_mb: Count = Field(
         default=4096, description="Features are kept on disk up to this many MiB, for all runs."
     )
@@ -279,6 +293,8 @@ class FineTuneRequest(Config):
         """
         request = super().of(**values)
         _ = request.settings
+        if request.method == LINEAR_PROBE and request.compute.num_processes > 1:
+            raise ConfigError(ONE_IS_ENOUGH)
         return request
 
     @property

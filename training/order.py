@@ -20,11 +20,27 @@ class Batch:
         step: counted from 0 over the whole run.
         epoch: counted from 0.
         indices: int64 `[n]`, on the CPU.
+        first: where the first of these stands in the batch that several ranks share.
+        num_whole: samples of that batch; None where it is not shared.
+        has_neighbour: whether the first index only serves to be mixed into the second.
     """
 
     step: int
     epoch: int
     indices: Tensor
+    first: int = 0
+    num_whole: int | None = None
+    has_neighbour: bool = False
+
+    @property
+    def size(self) -> int:
+        """Samples that all ranks together learn from in this step."""
+        return len(self.indices) if self.num_whole is None else self.num_whole
+
+    @property
+    def weight(self) -> float:
+        """The share of the whole batch that these samples are."""
+        return (len(self.indices) - self.has_neighbour) / self.size
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from training.certainty import certainty
 from training.methods import CROSS_VALIDATION, GIVEN
 from training.resolution import Choice
 from training.source import TRAIN, VALIDATION
-from training.state import environment
 from training.train import Trained
 
 OUT_OF_FOLD: Final = "out-of-fold"
@@ -64,7 +63,7 @@ def summary(done: FineTuned) -> dict[str, Any]:
             "fingerprint": trained.dataset.fingerprint,
             "classes": list(trained.dataset.classes),
         },
-        "environment": environment(),
+        "environment": dict(trained.fitted.environment),
         "notes": list(done.notes),
         "seconds": trained.fitted.seconds,
     }

@@ -14,7 +14,6 @@ from models.manifest import Lineage, Manifest
 from models.seen import Seen, read_seen, short_digests
 from models.store import ModelStore, StoreError, Version
 from training.source import TRAIN, VALIDATION
-from training.state import environment
 from training.train import Trained
 
 
@@ -69,7 +68,7 @@ def manifest_of(trained: Trained, run: str | None = None) -> Manifest:
         options=config,
         seed=config.get("seed"),
         run=run,
-        environment=environment(),
+        environment=dict(trained.fitted.environment),
     )
     return Manifest(
         network=trained.spec,

@@ -6,7 +6,7 @@ from typing import Any, Final
 # Options that say what is done with the result, or where, and leave the recipe as it is.
 _KEEPS_RECIPE: Final = frozenset(
     {"dataset", "data_root", "seed", "device", "split_seed", "memory_budget_mb", "num_workers"}
-    | {"threads", "report_every", "snapshot_seconds"}
+    | {"threads", "num_processes", "report_every", "snapshot_seconds"}
 )
 RECIPES: Final[Mapping[str, Mapping[str, Any]]] = {
     # One thread: 64 pictures of 8 by 8 pixels are too little work to share, and on a busy machine

@@ -13,9 +13,11 @@ from training.config import FitConfig, option_name
 from training.optim import Optimizer
 from training.snapshot import Snapshot, SnapshotMismatch
 
+PROCESSES = "processes"
+"""In the environment of a run: how many shared each step."""
 FREE_TO_CHANGE = frozenset(
     {"device", "report_every", "snapshot_seconds", "data_root", "dataset"}
-    | {"memory_budget_mb", "num_workers"}
+    | {"memory_budget_mb", "num_workers", "num_processes"}
 )
 """Settings that a resumed run may have otherwise: they change no weights, or the dataset's
 fingerprint stands for them."""
@@ -80,8 +82,8 @@ class State:
             weights = self.answering.state_dict()
             self.best_weights = {name: value.detach().clone() for name, value in weights.items()}
 
-    def snapshot(self, config: FitConfig, fingerprint: str) -> Snapshot:
-        """Everything, as it rests on disk."""
+    def snapshot(self, config: FitConfig, fingerprint: str, num_ranks: int = 1) -> Snapshot:
+        """Everything, as it rests on disk; `num_ranks` processes shared each step."""
         tensors: dict[str, Mapping[str, Tensor]] = {
             "weights": self.network.state_dict(),
             "optimizer": self.optimizer.state(),
@@ -97,12 +99,14 @@ class State:
             "seconds": self.seconds,
             "config": config.model_dump(mode="json"),
             "dataset_fingerprint": fingerprint,
-            "environment": environment(),
+            "environment": environment(num_ranks),
         }
         return Snapshot(tensors, state)
 
-    def restore(self, snapshot: Snapshot, config: FitConfig, fingerprint: str) -> tuple[str, ...]:
-        """Become what `snapshot` holds.
+    def restore(
+        self, snapshot: Snapshot, config: FitConfig, fingerprint: str, num_ranks: int = 1
+    ) -> tuple[str, ...]:
+        """Become what `snapshot` holds, in a run of `num_ranks` processes.
 
         Returns:
             What a person should know: versions that differ, with which the last bits may too.
@@ -125,16 +129,17 @@ class State:
         self.best = Epoch(**saved["best"]) if saved["best"] else None
         self.best_weights = dict(tensors["best"])
         self.unreported = list(tensors["losses"].get("unreported", torch.empty(0)))
-        return _differences(saved["environment"], environment())
+        return _differences({PROCESSES: "1", **saved["environment"]}, environment(num_ranks))
 
 
-def environment() -> dict[str, str]:
-    """What the bits of a result depend on besides the seed."""
+def environment(num_ranks: int = 1) -> dict[str, str]:
+    """What the bits of a result depend on besides the seed; `threads` are those of each process."""
     return {
         "torch": torch.__version__,
         "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "threads": str(torch.get_num_threads()),
+        PROCESSES: str(num_ranks),
     }
 
 

@@ -15,10 +15,11 @@ from training.config import Config, TrainConfig
 from training.datasets import Dataset, open_dataset
 from training.evaluate import evaluate
 from training.feed import in_batches
-from training.fit import FitResult, fit, never
+from training.fit import FitResult, fit, never, team_of
 from training.layout import laid_out, layout_of
 from training.progress import Progress
 from training.randomness import seed_for, seeded
+from training.ranks import Ranks, ranks_for
 from training.report import Report
 
 MEASURED_BATCH = 256
@@ -63,6 +64,7 @@ def train(
     run: Path | None = None,
     pairs: Any = None,
     stop: Callable[[], bool] = never,
+    ranks: Ranks | None = None,
 ) -> Generator[Progress, None, Trained]:
     """Train the network that `config` names on the dataset that it names.
 
@@ -71,19 +73,22 @@ def train(
         run: a folder of this run's own; what it holds is gone on with.
         pairs: a dataset from Python instead, as `training.datasets.open_dataset` takes it.
         stop: asked after every step, as `training.fit.fit` takes it.
+        ranks: processes that share each step; started as `config` says where there are none.
 
     Raises:
         training.faults.DatasetError, NetworkUnfit, models.networks.NetworkError,
-        training.fit.LossNotFinite, training.snapshot.SnapshotMismatch: as their sentences say.
+        training.fit.LossNotFinite, training.snapshot.SnapshotMismatch, training.ranks.RankFailed,
+        training.ranks.RankLost, training.task.Unshareable: as their sentences say.
     """
     if config.network != "auto":
         networks.require(config.network)  # before minutes of reading
-    dataset = yield from open_dataset(config, _published(config), pairs)
-    spec = network_spec(config, dataset)
-    with seeded(seed_for(config.seed, "weights")):
-        network = networks.build(spec.name, spec.options)
-    snapshots = run / SNAPSHOTS if run else None
-    fitted = yield from fit(network, dataset, config, snapshots=snapshots, stop=stop)
+    with ranks_for(config.num_processes, ranks) as shared:
+        dataset = yield from open_dataset(config, _published(config), pairs)
+        spec = network_spec(config, dataset)
+        with seeded(seed_for(config.seed, "weights")):
+            network = networks.build(spec.name, spec.options)
+        snapshots, team = run / SNAPSHOTS if run else None, team_of(shared, spec)
+        fitted = yield from fit(network, dataset, config, snapshots=snapshots, stop=stop, team=team)
     report = yield from measure(fitted.network, dataset)
     return Trained(spec, fitted.network, dataset, config, fitted, report)
 

@@ -3,7 +3,8 @@
 import json
 import re
 import uuid
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -17,6 +18,7 @@ from training.progress import Progress
 
 if TYPE_CHECKING:
     from training.outcome import FineTuned
+    from training.ranks import Ranks
     from training.train import Trained
 
 INTERRUPTED: Final = 130
@@ -39,6 +41,10 @@ Weights = Annotated[
         help="The backbone's weights: a .pt, .pth or .safetensors file, or the word torchvision.",
     ),
 ]
+Rank = Annotated[int, typer.Option("--rank", envvar="RANK", hidden=True)]
+NumRanks = Annotated[int, typer.Option("--world-size", envvar="WORLD_SIZE", hidden=True)]
+NumHere = Annotated[int, typer.Option("--local-world-size", envvar="LOCAL_WORLD_SIZE", hidden=True)]
+"""What torchrun puts into the environment of each process that it starts."""
 Data = Annotated[
     str | None, typer.Option("--data", help="The pictures: a folder with one sub-folder a class.")
 ]
@@ -59,6 +65,9 @@ def train(
     option: Options = None,
     home: Home = HOME,
     as_json: Json = False,
+    rank: Rank = 0,
+    num_ranks: NumRanks = 1,
+    num_here: NumHere = 1,
 ) -> None:
     """Train a network from fresh weights, measure it, and publish it as a version.
 
@@ -68,14 +77,16 @@ def train(
     from training.recipes import with_recipe
     from training.train import train as run_training
 
-    if resume is not None:
-        name, settings = _read_run(resume, "train")
-        config = TrainConfig.of(**settings)
-    else:
-        options = {"network_options": named_values(option)} if option else {}
-        config = TrainConfig.of(**with_recipe({**given, **options}))
-    run = resume or _new_run(home, "train", name, config.model_dump(mode="json"))
-    _carry_out(run_training(config, run=run), run, name, home, as_json)
+    with _torchrun(rank, num_ranks, num_here) as ranks:
+        given |= {"num_processes": num_ranks} if ranks else {}
+        if resume is not None:
+            name, settings = _read_run(resume, "train", given)
+            config = TrainConfig.of(**settings)
+        else:
+            options = {"network_options": named_values(option)} if option else {}
+            config = TrainConfig.of(**with_recipe({**given, **options}))
+        run = resume or _new_run(home, "train", name, config.model_dump(mode="json"))
+        _carry_out(run_training(config, run=run, ranks=ranks), run, name, home, as_json)
 
 
 def finetune(
@@ -86,6 +97,9 @@ def finetune(
     resume: Resume = None,
     home: Home = HOME,
     as_json: Json = False,
+    rank: Rank = 0,
+    num_ranks: NumRanks = 1,
+    num_here: NumHere = 1,
 ) -> None:
     """Give a backbone a new head and train it, on features that are computed once.
 
@@ -94,20 +108,23 @@ def finetune(
     from training.fine_tune import fine_tune
     from training.methods import request_of
 
-    if resume is not None:
-        name, settings = _read_run(resume, "finetune")
-        weights, validation = settings.pop("weights"), settings.pop("validation")
-        config = FinetuneConfig.of(**settings)
-    else:
-        config = FinetuneConfig.of(**given, **({"dataset": data} if data else {}))
-        validation = "split" if given.keys() & SPLITTING else "auto"
-    dumped = {**config.model_dump(mode="json"), "weights": weights, "validation": validation}
-    run = resume or _new_run(home, "finetune", name, dumped)
-    is_version = "/" not in config.backbone and not _CLASS.fullmatch(config.backbone)
-    named = None if weights == "torchvision" and is_version else weights
-    request = request_of(config, weights=named, validation=validation)
-    said: list[str] = []
-    _carry_out(_told(fine_tune(request, home, run), said), run, name, home, as_json, said)
+    with _torchrun(rank, num_ranks, num_here) as ranks:
+        given |= {"num_processes": num_ranks} if ranks else {}
+        if resume is not None:
+            name, settings = _read_run(resume, "finetune", given)
+            weights, validation = settings.pop("weights"), settings.pop("validation")
+            config = FinetuneConfig.of(**settings)
+        else:
+            config = FinetuneConfig.of(**given, **({"dataset": data} if data else {}))
+            validation = "split" if given.keys() & SPLITTING else "auto"
+        is_version = "/" not in config.backbone and not _CLASS.fullmatch(config.backbone)
+        named = None if weights == "torchvision" and is_version else weights
+        request = request_of(config, weights=named, validation=validation)
+        dumped = {**config.model_dump(mode="json"), "weights": weights, "validation": validation}
+        run = resume or _new_run(home, "finetune", name, dumped)
+        said: list[str] = []
+        loop = _told(fine_tune(request, home, run, ranks=ranks), said)
+        _carry_out(loop, run, name, home, as_json, said)
 
 
 def train_command() -> Any:
@@ -185,11 +202,31 @@ def _new_run(home: Path, command: str, name: str | None, settings: Mapping[str, 
     return run
 
 
-def _read_run(folder: Path, command: str) -> tuple[str | None, dict[str, Any]]:
+@contextmanager
+def _torchrun(rank: int, num_ranks: int, num_here: int) -> "Iterator[Ranks | None]":
+    """The ranks that torchrun started beside this one, if this is rank 0; any other follows it."""
+    if rank > 0:
+        from training.torchrun import follow_rank_0
+
+        raise typer.Exit(follow_rank_0(rank, num_ranks))
+    if num_ranks < 2:
+        yield None
+        return
+    from training.torchrun import joined
+
+    with joined(num_ranks, num_here) as ranks:
+        yield ranks
+
+
+def _read_run(
+    folder: Path, command: str, given: Mapping[str, Any]
+) -> tuple[str | None, dict[str, Any]]:
+    """Name and settings of a run; the number of processes may be another one now."""
     try:
         document = json.loads((folder / RUN_FILE).read_text())
     except (OSError, ValueError):
         raise RunUnknown(f"{folder} holds no run that could be gone on with") from None
     if document["command"] != command:
         raise RunUnknown(f"{folder} is a run of {document['command']}, not of {command}")
-    return document["name"], document["settings"]
+    changed = {key: value for key, value in given.items() if key == "num_processes"}
+    return document["name"], {**document["settings"], **changed}

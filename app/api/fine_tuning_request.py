@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
+import torch
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -22,13 +23,14 @@ from app.evaluation.rule import Rule
 from app.examiner import options_of
 from app.jobs.job import Kind
 from models import networks
+from models.device import choose_device, thread_count
 from models.networks import TORCHVISION
 from models.store import PRODUCTION, ModelStore
 from models.store_error import StoreError
-from training.config import ConfigError
+from training.config import ConfigError, NumProcesses
 from training.dataset_store import DatasetStore
 from training.faults import DatasetError
-from training.methods import FROM_SCRATCH, METHODS, schemas
+from training.methods import FROM_SCRATCH, LINEAR_PROBE, METHODS, ONE_IS_ENOUGH, schemas
 
 MAX_METADATA: Final = 16
 NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9_-])?")
@@ -165,6 +167,7 @@ class JobRequest(BaseModel):
     picture_size: int = Field(
         0, ge=0, le=1024, description="Pixels a side for `from_scratch`; 0 keeps a common size."
     )
+    num_processes: NumProcesses = 1
     metadata: dict[Short, Long] | None = Field(
         None, max_length=MAX_METADATA, description="Sixteen short texts of your own at most."
     )
@@ -197,12 +200,14 @@ class Places:
         datasets: the folder of datasets.
         data_root: the folder of built-in ones.
         device: where jobs compute.
+        max_processes: that may share one job; 0 is one a GPU or processor of this machine.
     """
 
     home: Path
     datasets: Path
     data_root: Path
     device: str
+    max_processes: int = 0
 
 
 def job_options(wanted: JobRequest, store: ModelStore, places: Places) -> dict[str, Any]:
@@ -214,6 +219,7 @@ def job_options(wanted: JobRequest, store: ModelStore, places: Places) -> dict[s
     """
     method = wanted.method.type
     given = _given(wanted.method)
+    _check_processes(wanted.num_processes, method, places)
     base = _base(wanted.model, method, store, places.home)
     for name in ("training_file", "validation_file"):
         _check_dataset(getattr(wanted, name), name, places.datasets)
@@ -226,7 +232,7 @@ def job_options(wanted: JobRequest, store: ModelStore, places: Places) -> dict[s
         "name": _name(wanted, base),
         "seed": wanted.seed,
         "picture_size": wanted.picture_size,
-        "compute": {"device": places.device},
+        "compute": {"device": places.device, "num_processes": wanted.num_processes},
     }
     options: dict[str, Any] = {
         "method": method,
@@ -254,6 +260,27 @@ def _given(method: MethodRequest) -> dict[str, Any]:
         except ConfigError as told:
             raise BadInput(str(told), param=param) from None
     return given
+
+
+def _check_processes(num_processes: int, method: str, places: Places) -> None:
+    """That they are of use, and no more than a job may take."""
+    if num_processes == 1:
+        return
+    if method == LINEAR_PROBE:
+        raise BadInput(ONE_IS_ENOUGH, param="num_processes")
+    most = places.max_processes or _num_here(places.device)
+    if num_processes > most:
+        raise BadInput(
+            f"num_processes is {num_processes}, and a job takes {most} at most here",
+            param="num_processes",
+        )
+
+
+def _num_here(device: str) -> int:
+    """GPUs of this machine where jobs compute on such, else its processors."""
+    if choose_device(device).type == "cuda":
+        return torch.cuda.device_count()
+    return thread_count()
 
 
 def _base(reference: str, method: str, store: ModelStore, home: Path) -> str:

@@ -31,6 +31,8 @@ REPORT_S: Final = 0.2
 DISK_FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 OOM_SCORE: Final = "700"
 LEAST_NICE: Final = 19
+RANK_LOST: Final = 4
+"""Exit status of a child whose helper was killed."""
 RESULT: Final = "result.json"
 """In the run's folder: everything that is known of a run that was fine-tuned."""
 REPORT_EVERY: Final = 20
@@ -68,6 +70,10 @@ def main() -> None:
         Work(order, channel).carry_out()
     except Exception as error:  # the edge of a job: everything becomes a sentence
         traceback.print_exc()
+        if is_death(error):
+            sys.stderr.write(f"{error}\n")  # as of a process that died: the runner begins it again
+            sys.stderr.flush()
+            os._exit(RANK_LOST)
         channel.say("error", **told(error))
 
 
@@ -185,6 +191,13 @@ class Work:
         # Where this attempt publishes again, the version itself may hold the alias.
         current = f"{name}:{holder}" if holder not in (None, version.number) else None
         return {"model": name, "version": version.number, "current": current, **made.told}
+
+
+def is_death(error: Exception) -> bool:
+    """Whether a process that shared the job was killed, which is no fault of the job's."""
+    from training.ranks import RankLost
+
+    return isinstance(error, RankLost)
 
 
 def told(error: Exception) -> dict[str, Any]:
