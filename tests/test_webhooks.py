@@ -66,7 +66,7 @@ class Receiver:
 
         class Answers(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["content-length"]))
+                body = self.rfile.read(int(self.headers.get("content-length", 0)))
                 receiver.got.append(({k.lower(): v for k, v in self.headers.items()}, body))
                 status = left.pop(0) if len(left) > 1 else left[0]
                 if not status:
@@ -75,6 +75,8 @@ class Receiver:
                 self.send_response(status)
                 self.send_header("Location", receiver.url + "/elsewhere")
                 self.end_headers()
+
+            do_GET = do_POST  # which is how a redirect would be followed
 
             def log_message(self, *_: Any) -> None:
                 pass

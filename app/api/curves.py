@@ -112,7 +112,8 @@ def _plots(curves: Curves) -> Iterable[tuple[str, str, list[tuple[str, str, Poin
 
 
 def _drawn(*lines: tuple[str, str, Points]) -> list[tuple[str, str, Points]]:
-    return [line for line in lines if line[2]]
+    """Those that can be seen: a faint line shows none of its points, so it needs two."""
+    return [line for line in lines if len(line[2]) > (line[0] == "faint")]
 
 
 def _points(found: Sequence[dict[str, Any]], name: str, factor: float = 1.0) -> Points:
