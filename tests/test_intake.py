@@ -428,7 +428,7 @@ def test_hostile_archives(
         (b"{}", "application/json", 415),
         (b"--x\r\n", "multipart/form-data; boundary=x", 400),
         (b"garbage", "multipart/form-data", 400),
-        (b"--x\r\nA: b\r\n\r\n\r\n--x--\r\n", "multipart/form-data; boundary=x", 422),
+        (b"--x\r\nA: b\r\n\r\n\r\n--x--\r\n", "multipart/form-data; boundary=x", 400),
     ],
 )
 def test_bodies_that_are_no_checkpoint(

@@ -1,4 +1,4 @@
-"""Multipart bodies, parsed in memory: the body is bounded before it comes here.
+"""Multipart bodies: parsed in memory where they are bounded before, or as they come.
 
 Starlette's own form parser writes files over one mebibyte to disk through a thread pool, which
 costs more than decoding the picture; file names are ignored either way.
@@ -42,28 +42,30 @@ def parse_form(content_type: str, body: bytes, *, file_field: str, max_parts: in
     Raises:
         BadRequest: no boundary, malformed, too many parts, or a field too large.
     """
-    _, parameters = parse_options_header(content_type)
-    boundary = parameters.get(b"boundary", b"")
-    if not 0 < len(boundary) <= MAX_BOUNDARY_BYTES:
-        raise BadRequest("the multipart body names no boundary, or one of over 70 bytes")
-    reader = FormReader(file_field, min(max_parts, MAX_PARTS))
-    parser = MultipartParser(boundary, reader.callbacks())
-    try:
-        parser.write(body)
-        parser.finalize()
-    except MultipartParseError as error:
-        raise BadRequest(f"the multipart body is malformed: {error}") from None
-    if not reader.ended:
-        raise BadRequest("the multipart body ends before its closing boundary")
+    reader = FormReader(content_type, file_field, min(max_parts, MAX_PARTS))
+    reader.feed(body)
+    reader.check_end()
     return reader.form
 
 
 class FormReader:
-    """What the push parser calls; slices of the one body, joined only where it splits a part."""
+    """Reads one form; slices of what it is fed, joined only where that splits a part.
 
-    def __init__(self, file_field: str, max_parts: int) -> None:
+    Args:
+        content_type, file_field, max_parts: as `parse_form` takes them.
+
+    Raises:
+        BadRequest: the content type names no boundary.
+    """
+
+    def __init__(self, content_type: str, file_field: str, max_parts: int) -> None:
+        _, parameters = parse_options_header(content_type)
+        boundary = parameters.get(b"boundary", b"")
+        if not 0 < len(boundary) <= MAX_BOUNDARY_BYTES:
+            raise BadRequest("the multipart body names no boundary, or one of over 70 bytes")
         self.form = Form()
-        self.ended = False
+        self._parser = MultipartParser(boundary, self._callbacks())
+        self._ended = False
         self._file_field = file_field
         self._max_parts = max_parts
         self._num_parts = 0
@@ -72,7 +74,23 @@ class FormReader:
         self._name = bytearray()
         self._value = bytearray()
 
-    def callbacks(self) -> "MultipartCallbacks":
+    def feed(self, piece: bytes) -> None:
+        """One piece of the body, or all of it.
+
+        Raises:
+            BadRequest: it is malformed, or breaks a limit.
+        """
+        try:
+            self._parser.write(piece)
+        except MultipartParseError as error:
+            raise BadRequest(f"the multipart body is malformed: {error}") from None
+
+    def check_end(self) -> None:
+        """Refuse a form that is cut short."""
+        if not self._ended:
+            raise BadRequest("the multipart body ends before its closing boundary")
+
+    def _callbacks(self) -> "MultipartCallbacks":
         return {
             "on_part_begin": self._part_begin,
             "on_part_data": self._part_data,
@@ -126,4 +144,4 @@ class FormReader:
         self._value.clear()
 
     def _end(self) -> None:
-        self.ended = True
+        self._ended = True

@@ -4,17 +4,19 @@ import asyncio
 import errno
 import hashlib
 import shutil
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Final
+from typing import TYPE_CHECKING, BinaryIO, Final, Self
 
-from python_multipart import MultipartParser
-from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import parse_options_header
 from starlette.requests import Request
 
-from app.api.multipart import MAX_BOUNDARY_BYTES, MAX_FIELD_BYTES, FormReader
+from app.api.multipart import MAX_FIELD_BYTES, FormReader
 from app.errors import BadInput, BadRequest, BodyTooLarge, DiskFull
+
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
 
 WRITE_BYTES: Final = 1 << 20
 SPARE_BYTES: Final = 64 << 20
@@ -41,6 +43,62 @@ class Upload:
     num_bytes: int = 0
 
 
+class Sink:
+    """A new file that grows up to a bound; its methods belong in a thread.
+
+    Args:
+        digest: is told of every byte.
+    """
+
+    def __init__(self, path: Path, max_bytes: int, digest: "hashlib._Hash | None" = None) -> None:
+        self.num_bytes = 0
+        self._file: BinaryIO = path.open("xb")
+        self._name, self._max_bytes, self._digest = path.name, max_bytes, digest
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def write(self, piece: bytes) -> None:
+        """One piece more.
+
+        Raises:
+            BodyTooLarge: beyond the bound. DiskFull: the disk takes no more.
+        """
+        self.num_bytes += len(piece)
+        if self.num_bytes > self._max_bytes:
+            raise BodyTooLarge(
+                f"{self._name} has more than the limit of {self._max_bytes} bytes that it may have"
+            )
+        try:
+            self._file.write(piece)
+        except OSError as error:
+            raise disk_full(error) from error
+        if self._digest is not None:
+            self._digest.update(piece)
+
+
+def disk_full(error: OSError) -> Exception:
+    """What a failed write is told as."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFull("the disk of this service is full; delete datasets or versions")
+    return error
+
+
+async def pour(stream: AsyncIterator[bytes], write: Callable[[bytes], None]) -> None:
+    """Everything to `write`, on threads, in pieces that are large enough for that."""
+    piece = bytearray()
+    async for chunk in stream:
+        piece += chunk
+        if len(piece) >= WRITE_BYTES:
+            await asyncio.to_thread(write, bytes(piece))
+            piece.clear()
+    if piece:
+        await asyncio.to_thread(write, bytes(piece))
+
+
 async def receive_file(request: Request, path: Path, max_bytes: int) -> Upload:
     """Write the file in the body of `request` to `path`.
 
@@ -55,26 +113,17 @@ async def receive_file(request: Request, path: Path, max_bytes: int) -> Upload:
     """
     _check_room(request, path)
     content_type = request.headers.get("content-type", "")
-    media_type = content_type.partition(";")[0].strip().lower()
-    upload = Upload(path, media_type)
-    sink = _FormSink(content_type) if media_type == "multipart/form-data" else _PlainSink()
+    upload = Upload(path, content_type.partition(";")[0].strip().lower())
     digest = hashlib.sha256()
-    try:
-        with path.open("xb") as file:
-            async for chunk in request.stream():
-                sink.feed(chunk)
-                if len(sink.buffer) >= WRITE_BYTES:
-                    await _flush(sink, file, digest, upload, max_bytes)
-            sink.end()
-            await _flush(sink, file, digest, upload, max_bytes)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull(
-                "the disk of this service is full; delete datasets or versions"
-            ) from None
-        raise
-    upload.sha256 = digest.hexdigest()
-    sink.describe(upload)
+    with Sink(path, max_bytes, digest) as sink:
+        if upload.media_type == "multipart/form-data":
+            form = _FileForm(content_type, sink)
+            await pour(request.stream(), form.feed)
+            form.check_end()
+            form.describe(upload)
+        else:
+            await pour(request.stream(), sink.write)
+    upload.num_bytes, upload.sha256 = sink.num_bytes, digest.hexdigest()
     if not upload.num_bytes:
         raise BadInput("the file is empty")
     return upload
@@ -87,63 +136,19 @@ def _check_room(request: Request, path: Path) -> None:
         raise DiskFull(f"there is no room on disk for {wanted} bytes; delete datasets or versions")
 
 
-async def _flush(
-    sink: "_PlainSink | _FormSink", file: IO[bytes], digest: object, upload: Upload, max_bytes: int
-) -> None:
-    data = bytes(sink.buffer)
-    sink.buffer.clear()
-    upload.num_bytes += len(data)
-    if upload.num_bytes > max_bytes:
-        raise BodyTooLarge(f"the file is larger than the limit of {max_bytes} bytes")
+class _FileForm(FormReader):
+    """A form with one file part, whose bytes are written as they come."""
 
-    def write() -> None:
-        file.write(data)
-        digest.update(data)  # type: ignore[attr-defined]
-
-    await asyncio.to_thread(write)
-
-
-class _PlainSink:
-    """The body is the file."""
-
-    def __init__(self) -> None:
-        self.buffer = bytearray()
-
-    def feed(self, chunk: bytes) -> None:
-        self.buffer += chunk
-
-    def end(self) -> None:
-        """Nothing is left open."""
-
-    def describe(self, upload: Upload) -> None:
-        """The body says no more of itself."""
-
-
-class _FormSink(FormReader):
-    """A form with one file part, whose bytes are handed on as they come."""
-
-    def __init__(self, content_type: str) -> None:
-        super().__init__("file", MAX_PARTS)
-        self.buffer = bytearray()
+    def __init__(self, content_type: str, sink: Sink) -> None:
+        super().__init__(content_type, "file", MAX_PARTS)
+        self._sink = sink
         self._is_file = False
         self._num_files = self._field_bytes = 0
         self._file_name = self._media_type = ""
-        _, parameters = parse_options_header(content_type)
-        boundary = parameters.get(b"boundary", b"")
-        if not 0 < len(boundary) <= MAX_BOUNDARY_BYTES:
-            raise BadRequest("the multipart body names no boundary, or one of over 70 bytes")
-        callbacks = {**self.callbacks(), "on_headers_finished": self._part_named}
-        self._parser = MultipartParser(boundary, callbacks)  # type: ignore[arg-type]
 
-    def feed(self, chunk: bytes) -> None:
-        try:
-            self._parser.write(chunk)
-        except MultipartParseError as error:
-            raise BadRequest(f"the multipart body is malformed: {error}") from None
-
-    def end(self) -> None:
-        if not self.ended:
-            raise BadRequest("the multipart body ends before its closing boundary")
+    def check_end(self) -> None:
+        """Refuse a form that is cut short, or holds another number of files than one."""
+        super().check_end()
         if self._num_files != 1:
             raise BadInput(
                 f"the form holds {self._num_files} files; send one as the field `file`",
@@ -151,8 +156,12 @@ class _FormSink(FormReader):
             )
 
     def describe(self, upload: Upload) -> None:
+        """Say what the form says of its file."""
         upload.fields = self.form.fields
         upload.file_name, upload.media_type = self._file_name, self._media_type
+
+    def _callbacks(self) -> "MultipartCallbacks":
+        return {**super()._callbacks(), "on_headers_finished": self._part_named}
 
     def _part_named(self) -> None:
         self._is_file = self._field_name() == "file"
@@ -166,7 +175,7 @@ class _FormSink(FormReader):
 
     def _part_data(self, data: bytes, start: int, end: int) -> None:
         if self._is_file:
-            self.buffer += data[start:end]
+            self._sink.write(data[start:end])
             return
         self._field_bytes += end - start
         if self._field_bytes > MAX_FIELD_BYTES:

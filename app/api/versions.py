@@ -11,10 +11,11 @@ from fastapi import APIRouter, Path, Query, Request
 from pydantic import BaseModel, Field
 from starlette.responses import StreamingResponse
 
-from app.api.checkpoint_upload import disk_full, receive_upload
+from app.api.checkpoint_upload import receive_upload
 from app.api.permission import key_name, requires
 from app.api.registry import VersionDescription, described_version
 from app.api.schema import EMPTY, error_answers, shown
+from app.api.upload import disk_full
 from app.api.zip_stream import zipped
 from app.engine.live import LiveModels
 from app.errors import Overloaded
