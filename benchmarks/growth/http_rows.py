@@ -11,10 +11,11 @@ import numpy as np
 from PIL import Image
 
 from benchmarks import ours, payload
-from benchmarks.growth.asking import ROOMY, Asked, asking
+from benchmarks.growth.asking import Asked, asking
 from benchmarks.growth.row import Curve, Measure, Row
 from benchmarks.networks import PERCEPTRON, publish_network, publish_perceptrons
 from benchmarks.payload import NUM_PIXELS, Payload
+from benchmarks.resnet_scenario import EAGER
 from benchmarks.rounds import Round, Sample
 from benchmarks.session import front_layout, tell
 from benchmarks.stage import Stage, Timing
@@ -232,7 +233,7 @@ def _connections(folder: Path) -> Iterator[Measure]:
     # Long enough that opening the connections, some 0.4 ms each, is little of it.
     timing = Timing(warm_up_s=0.0, closed_s=4.0, open_s=0.0)
     with Stage(front_layout(), timing, folder, tell) as stage:
-        server = stage.start(ours.server("ours", folder / "home", [PERCEPTRON], ROOMY))
+        server = stage.start(ours.server("ours", folder / "home", [PERCEPTRON], EAGER))
         sent = payload.v2_binary(PERCEPTRON, payload.row())
         cells = {size: stage.closed(str(size), server, sent, size) for size in CONNECTIONS}
         yield lambda size: cells[size].measure()
