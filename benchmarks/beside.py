@@ -4,7 +4,7 @@ A real server answers an open loop at 0.3 of its capacity and trains a small net
 digits, a job like any other. Each round measures the requests without the job, both together, and
 the job without requests, in random order; in between the job is paused and resumed over HTTP, so
 that it is gone, and not only still, where it is not measured. Its speed counts steps between two
-reports.
+reports, from just before to just after the load; the second in which the generator starts is in it.
 """
 
 import io
@@ -61,7 +61,7 @@ class Job:
         """Let it run, and wait until it takes steps."""
         if self._state()["status"] == "paused":
             self._post(f"{self._url}/resume")
-        self._report()
+        self.report()
 
     def hold(self) -> None:
         """Pause it, and wait until its process is gone."""
@@ -69,14 +69,7 @@ class Job:
             self._post(f"{self._url}/pause")
             self._until(lambda state: state["status"] == "paused")
 
-    def steps_per_s(self, act: Callable[[], Sample]) -> Sample:
-        """What `act` gives, and the steps a second that were taken meanwhile."""
-        began, first = self._report()
-        sample = act()
-        ended, last = self._report()
-        return {**sample, "steps_per_s": (last - first) / (ended - began)}
-
-    def _report(self) -> tuple[float, int]:
+    def report(self) -> tuple[float, int]:
         """The moment at which its next report arrives, and the step that it tells."""
         before = self._state()["progress"].get("step", 0)
         state = self._until(
@@ -170,12 +163,17 @@ def prepare(
         def measure() -> Sample:
             with running(server):
                 job.train()
-                return job.steps_per_s(act)
+                began, first = job.report()
+            sample = act()
+            with running(server):
+                ended, last = job.report()
+            return {**sample, "steps_per_s": (last - first) / (ended - began)}
 
         return Cell(name, measure)
 
     def idle() -> Sample:
-        time.sleep(stage.timing.open_s)
+        with running(server):
+            time.sleep(stage.timing.warm_up_s + stage.timing.open_s)
         return {"faults": 0.0}
 
     busy = stage.closed(f"{scenario.busy} connections", server, sent, scenario.busy)

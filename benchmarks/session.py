@@ -19,7 +19,7 @@ from benchmarks.stage import Layout, Stage, Timing
 from benchmarks.verdict import Verdict, cells_table, goals_table
 
 FULL = Timing(warm_up_s=2.0, closed_s=6.0, open_s=15.0)
-QUICK = Timing(warm_up_s=1.0, closed_s=2.0, open_s=3.0)
+QUICK = Timing(warm_up_s=0.0, closed_s=1.0, open_s=2.0)
 NUM_ROUNDS = 7
 
 

@@ -104,7 +104,8 @@ class Stage:
 
         def measure() -> Sample:
             with running(system):
-                load(self.timing.warm_up_s)
+                if self.timing.warm_up_s:
+                    load(self.timing.warm_up_s)
                 return with_costs(system, lambda: load(self.timing.closed_s))
 
         return Cell(name, measure)
@@ -146,7 +147,8 @@ class Stage:
 
         def measure() -> Sample:
             with running(system):
-                run(self.timing.warm_up_s)
+                if self.timing.warm_up_s:
+                    run(self.timing.warm_up_s)
                 return run(self.timing.closed_s)
 
         return Cell(name, measure)

@@ -70,7 +70,7 @@ def _options() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(prog="python -m benchmarks.growth", description=__doc__)
     add = options.add_argument
     add("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="which; all")
-    add("--rounds", type=int, help="how many; without it each row's own number, 7 or 3")
+    add("--rounds", type=int, help="how many; without it each row's own number, 3 to 7")
     add("--quick", action="store_true", help="a smoke run: one round of the two smallest sizes")
     add("--write", action="store_true", help="keep the outcome in benchmarks/results")
     add("--folder", type=Path, help="keep it there instead")
