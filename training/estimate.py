@@ -92,7 +92,11 @@ def dry_run(options: Mapping[str, Any], home: Path) -> dict[str, Any]:
         "seconds": round(reading + features + epoch * passes * (1 + folds), 3),
         "measured": f"on {device}, with {torch.get_num_threads()} threads, by a few steps on noise "
         "while nothing else was held back; a busy machine takes longer",
-        "warnings": [*source.notes, *backbone.notes, *_warnings(source, facts, settings)],
+        "warnings": [
+            *source.notes,
+            *backbone.notes,
+            *_warnings(source, facts, settings, request.compute.num_processes),
+        ],
     }
 
 
@@ -169,13 +173,15 @@ def _resident(request: FineTuneRequest, steps: Preprocessing, num_samples: int) 
     return total if total <= request.compute.memory_budget_mb << 20 else 0
 
 
-def _warnings(source: Source, facts: Facts, settings: Any) -> list[str]:
+def _warnings(source: Source, facts: Facts, settings: Any, num_processes: int) -> list[str]:
     few = [
         f"{name} has {count} samples"
         for name, count in zip(source.classes, facts.counts, strict=True)
         if count < FEW
     ]
     found = [f"below {FEW} samples a class is hardly learned: {', '.join(few[:10])}"] if few else []
+    if num_processes > 1:
+        found.append(f"measured for one process; {num_processes} share each step of all layers")
     if settings.early_stopping and settings.validation not in (SPLIT, GIVEN):
         found.append("early_stopping needs samples held out by a split; every epoch is run")
     if settings.validation == NOTHING_HELD and not facts.given:
