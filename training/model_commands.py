@@ -151,6 +151,49 @@ def export_model(
         typer.echo(lines)
 
 
+def quantize_model(
+    model: Model,
+    dataset: Data,
+    name: Annotated[
+        str | None, typer.Option(help="Publish under another name than the model's own.")
+    ] = None,
+    samples: Annotated[
+        int, typer.Option(min=1, max=10_000, help="How many samples to look at.")
+    ] = 256,
+    data_root: DataRoot = "data",
+    label_column: LabelColumn = "",
+    as_json: Json = False,
+    home: Home = HOME,
+) -> None:
+    """Publish a version that computes with eight bits, smaller and quicker on processors.
+
+    Samples of the training part are looked at; what the rounding costs is measured on the part that
+    is held out. Where that has 200 samples or more, 98 % of them must get the same class as before.
+    """
+    from models.store import ModelStore
+    from training.config import DataConfig
+    from training.console import follow
+    from training.quantize import HELD_OUT, publish, quantize
+
+    version, checkpoint = _loaded(home, model)
+    config = DataConfig.of(
+        dataset=dataset,
+        data_root=data_root,
+        label_column=label_column,
+        validation_fraction=0,
+        test_fraction=HELD_OUT,
+    )
+    loop = quantize(version, checkpoint, config, samples)
+    quantized = follow(loop, as_json=as_json)
+    made = publish(quantized, ModelStore(home / "models"), name or version.name)
+    if as_json:
+        facts = {"model": made.name, "version": made.number, "parent": str(version)}
+        typer.echo(_json({**facts, **quantized.manifest.metrics}))
+    else:
+        _say(spoken.of_quantization(quantized))
+        typer.echo(f"published    {made}")
+
+
 def evaluate_model(
     model: Model,
     dataset: Data,

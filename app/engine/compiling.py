@@ -75,13 +75,13 @@ class Compiler:
         """Compile for `sizes` in the background, and let `loaded` use what proves itself.
 
         A version that nobody holds any more by then is skipped. Networks that are too small to
-        gain are too, unless `always`; and those on GPUs.
+        gain are too, unless `always`; and those on GPUs, and in int8, whose layers are fused.
         """
         if loaded.device.type != "cpu" or self._closing.is_set() or not self._has_compiler():
             return
         execution = loaded.execution
-        if execution.is_worthwhile or always:
-            form = execution.form
+        form = execution.form
+        if form.precision != "int8" and (execution.is_worthwhile or always):
             order = Order(
                 str(loaded.version.folder),
                 form.precision,

@@ -18,10 +18,11 @@ from app.engine.forms import Form, Precision, other_forms, plain_form
 from models.checkpoint import Golden
 from models.preprocessing import Preprocessing
 
-Wanted: TypeAlias = Literal["auto", "fp32", "bf16", "fp16"]
+Wanted: TypeAlias = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 
-# Largest change of a golden output, relative to the largest logit.
-TOLERANCE: Final[dict[Precision, float]] = {"fp32": 1e-3, "bf16": 0.1, "fp16": 0.1}
+# Largest change of a golden output, relative to the largest logit. The golden outputs of a version
+# in int8 are its own: on the same kind of processor nothing changes, on others a few roundings.
+TOLERANCE: Final[dict[Precision, float]] = {"fp32": 1e-3, "bf16": 0.1, "fp16": 0.1, "int8": 0.1}
 # Quicker than this, a network has nothing to gain that an answer over HTTP would show.
 WORTHWHILE_S: Final = 0.001
 # Another form must save this share to be worth another rounding.
@@ -148,8 +149,14 @@ def choose_form(network: nn.Module, reference: Reference, wanted: Wanted) -> Exe
         network: plain, checked, on its device.
         reference: what to answer.
         wanted: a precision by name is taken whatever its speed, if its answers are within bounds.
+            A version in int8 is what it is under every one.
     """
     plain = plain_form(network)
+    if plain.precision == "int8":
+        return Execution(plain, [Trial(plain.name, {}, None, "chosen: what was published")])
+    if wanted == "int8":
+        why = "chosen: this version has no int8 form; pytorchlib quantize makes a version that has"
+        return Execution(plain, [Trial(plain.name, {}, None, why)])
     with torch.inference_mode():
         small = wanted in ("auto", "fp32") and _best_of(plain, reference.rows(1), 3) < WORTHWHILE_S
         if small:
@@ -173,7 +180,7 @@ def choose_form(network: nn.Module, reference: Reference, wanted: Wanted) -> Exe
 def chosen_before(network: nn.Module, reference: Reference, choice: Choice) -> Execution | None:
     """The form of an earlier choice; None where it no longer answers as it should."""
     plain = plain_form(network)
-    if choice.precision == plain.precision and not choice.arranged:
+    if (choice.precision, choice.arranged) == (plain.precision, plain.arranged):
         return Execution(plain, choice.trials)
     for form in other_forms(network, choice.precision):
         with torch.inference_mode():
