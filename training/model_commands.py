@@ -61,7 +61,9 @@ Check = Annotated[
         metavar="FOLDER", help="Labelled pictures, a folder a class; prints the accuracy on them."
     ),
 ]
-Form = Annotated[str, typer.Option("--format", help="pt or safetensors.")]
+Form = Annotated[
+    str, typer.Option("--format", help="pt or safetensors: weights; pt2 or onnx: graph.")
+]
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", help="Where to; MODEL-VERSION.pt if not given.")
 ]
@@ -140,14 +142,19 @@ def export_model(
     output: Output = None,
     home: Home = HOME,
 ) -> None:
-    """Write a model's weights as a file that plain torch or safetensors reads."""
-    from training.export import SUFFIXES, export, how_to_load
+    """Write a model as a file: its weights, or with pt2 and onnx the network with them.
+
+    A graph is checked first: it must answer the model's golden inputs, and batches of 1 and 3, as
+    the model does. It takes pictures that are preprocessed already.
+    """
+    from training.export import GRAPHS, SUFFIXES, export, how_to_load
 
     version, checkpoint = _loaded(home, model)
     path = output or Path(f"{version.name}-{version.number}{SUFFIXES.get(form, '')}")
     export(checkpoint, path, form)
-    typer.echo(f"{path}: the weights of {version}, {checkpoint.manifest.network.name}")
-    if lines := how_to_load(checkpoint, path):
+    what = "graph" if form in GRAPHS else "weights"
+    typer.echo(f"{path}: the {what} of {version}, {checkpoint.manifest.network.name}")
+    if form not in GRAPHS and (lines := how_to_load(checkpoint, path)):
         typer.echo(lines)
 
 
