@@ -6,7 +6,7 @@ Published into a model store for our own server, and written as plain state_dict
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from models import checkpoint, networks
 from models.manifest import Manifest, NetworkSpec
@@ -56,14 +56,14 @@ def publish_perceptrons(store: ModelStore, names: list[str]) -> None:
         _publish(store, name, perceptron(seed), manifest)
 
 
-def publish_resnet(store: ModelStore) -> None:
-    """ResNet-18 under the name `RESNET`."""
+def publish_resnet(store: ModelStore, golden_inputs: Tensor | None = None) -> None:
+    """ResNet-18 under the name `RESNET`; without golden inputs it is served in fp32 alone."""
     manifest = Manifest(
         network=NetworkSpec(name=RESNET_NAME, options={"num_classes": NUM_CLASSES}),
         preprocessing=Preprocessing(steps=IMAGENET),
         labels=tuple(str(number) for number in range(NUM_CLASSES)),
     )
-    _publish(store, RESNET, resnet(), manifest)
+    _publish(store, RESNET, resnet(), manifest, golden_inputs)
 
 
 def write_state_dict(network: nn.Module, path: Path) -> Path:
@@ -72,5 +72,11 @@ def write_state_dict(network: nn.Module, path: Path) -> Path:
     return path
 
 
-def _publish(store: ModelStore, name: str, network: nn.Module, manifest: Manifest) -> None:
-    store.publish(name, lambda folder: checkpoint.save(folder, network, manifest))
+def _publish(
+    store: ModelStore,
+    name: str,
+    network: nn.Module,
+    manifest: Manifest,
+    golden_inputs: Tensor | None = None,
+) -> None:
+    store.publish(name, lambda folder: checkpoint.save(folder, network, manifest, golden_inputs))
