@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from app.engine.compiling import Compiler
+from app.engine.compiling import compiled
 from app.engine.loading import LoadedVersion, load_version
 from benchmarks.machine import this_machine
 from benchmarks.networks import IMAGENET, RESNET, RESNET_NAME, publish_resnet
@@ -41,7 +41,6 @@ from training.progress import drive
 SIZES: Final = (1, 8)
 GOALS: Final = {"auto": 2.2, "int8": 2.5}
 LEAST_AGREEMENT: Final = 0.98
-COMPILE_DEADLINE_S: Final = 300.0
 CPU: Final = torch.device("cpu")
 BATCH: Final = 32
 NUM_CALIBRATION: Final = 64
@@ -61,10 +60,10 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
-        cells, compiled = cells_of(home, arguments.threads, arguments.seconds)
+        cells, form = cells_of(home, arguments.seconds)
         rounds = measure_rounds(cells, arguments.rounds, tell=tell)
         agreement = ants_and_bees(home)
-    record = record_of(cells, rounds, compiled, agreement, arguments)
+    record = record_of(cells, rounds, form, agreement, arguments)
     print(record)
     print(record.line())
     if arguments.write:
@@ -76,14 +75,14 @@ def tell(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def cells_of(home: Path, num_threads: int, seconds: float) -> tuple[list[Cell], list[int]]:
-    """Every way to compute with every batch size; and the sizes that `auto` has compiled."""
+def cells_of(home: Path, seconds: float) -> tuple[list[Cell], str]:
+    """Every way to compute with every batch size; and the form that `auto` chose."""
     store = ModelStore(home / "models")
     pictures = noise(Preprocessing(steps=IMAGENET), NUM_CALIBRATION)
     publish_resnet(store, pictures[:NUM_GOLDEN])
     version = store.resolve(RESNET)
     auto = load_version(version, CPU, "auto")
-    compile_for(auto, home / "cache", num_threads)
+    compile_for(auto)
     small = load_version(published_int8(store, version, pictures), CPU, "auto")
     finish = auto.manifest.preprocessing.finish
     ways: dict[str, Rows] = {
@@ -96,7 +95,7 @@ def cells_of(home: Path, num_threads: int, seconds: float) -> tuple[list[Cell], 
         for size in SIZES
         for name, way in ways.items()
     ]
-    return cells, sorted(auto.execution.compiled)
+    return cells, auto.execution.form.name
 
 
 def measuring(way: Rows, size: int, seconds: float) -> Callable[[], Sample]:
@@ -125,14 +124,12 @@ def measuring(way: Rows, size: int, seconds: float) -> Callable[[], Sample]:
     return measure
 
 
-def compile_for(loaded: LoadedVersion, cache: Path, num_threads: int) -> None:
-    """As a server does in the background; waits until it is done, or has taken too long."""
-    compiler = Compiler(cache, num_threads)
-    compiler.submit(loaded, SIZES)
-    until = time.monotonic() + COMPILE_DEADLINE_S
-    while len(loaded.execution.compiled) < len(SIZES) and time.monotonic() < until:
-        time.sleep(0.5)
-    compiler.close()
+def compile_for(loaded: LoadedVersion) -> None:
+    """As a server's background thread does; its child process would starve on a busy machine."""
+    form, row_shape = loaded.execution.form, loaded.manifest.preprocessing.input_shape
+    for size in SIZES:
+        tell(f"compiling for {size} rows …")
+        loaded.execution.compiled[size] = compiled(form, size, row_shape)
 
 
 def published_int8(store: ModelStore, version: Version, pictures: Tensor) -> Version:
@@ -181,7 +178,7 @@ def command(home: Path, *arguments: object) -> None:
 def record_of(
     cells: Sequence[Cell],
     rounds: Sequence[Round],
-    compiled: Sequence[int],
+    form: str,
     agreement: tuple[int, int] | None,
     arguments: argparse.Namespace,
 ) -> Record:
@@ -209,7 +206,7 @@ def record_of(
         method=[
             f"{len(kept)} of {len(rounds)} rounds kept; {arguments.threads} threads; ways in "
             "random order in every round; ratios are of medians within a round.",
-            f"`auto` has compiled functions for these batch sizes: {list(compiled)}.",
+            f"`auto` chose {form}, and is compiled for both batch sizes.",
         ],
         tables=[
             goals_table("Goals", verdicts),
@@ -217,7 +214,7 @@ def record_of(
             Table("Wall and processor time", rows),
         ],
         figures={
-            "compiled": list(compiled),
+            "form": form,
             "agreement": agreement,
             "ratios": ratios,
             "rounds": [one.samples for one in kept],

@@ -26,9 +26,9 @@ import torch
 from torch import Tensor
 
 from app.engine.execution import LEAST_GAIN, Execution, Reference, interleaved_best
-from app.engine.forms import Form, Precision, other_forms, plain_form
 from app.engine.loading import LoadedVersion
 from models import checkpoint
+from models.forms import Form, Precision, other_forms, plain_form
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Order:
 
     Attributes:
         folder: of the version.
-        precision, arranged: the form, see `app.engine.forms.Form`.
+        precision, arranged: the form, see `models.forms.Form`.
         sizes: batch sizes, in this order.
         num_threads: which the compiled code will use; it is built into it.
     """

@@ -20,11 +20,11 @@ from app.engine.execution import (
     choose_form,
     chosen_before,
 )
-from app.engine.forms import plain_form
 from app.engine.known_choices import KnownChoices
 from app.errors import LoadFailed
 from models import checkpoint
 from models.checkpoint import Golden
+from models.forms import plain_form
 from models.manifest import Manifest
 from models.store import Version
 
@@ -77,7 +77,13 @@ def load_version(
             _check_golden(version, manifest, network, loaded.golden, device)
         else:
             _check_shape(version, manifest, network, device)
-    reference = Reference.of(loaded.golden, manifest.preprocessing, device)
+    agreement = manifest.metrics.get("agreement")
+    reference = Reference.of(
+        loaded.golden,
+        manifest.preprocessing,
+        device,
+        agreement if isinstance(agreement, dict) else None,
+    )
     execution = _execution(manifest.digest or "", network, reference, precision, known)
     for trial in execution.trials:
         log.info("%s in %s: %s", version, trial.form, trial.verdict)
