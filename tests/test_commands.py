@@ -49,7 +49,7 @@ def picture(folder: Path, name: str = "a.png") -> Path:
 def test_help_names_every_command():
     done = run("--help")
     assert done.exit_code == 0
-    for name in ("import", "export", "evaluate", "predict", "info"):
+    for name in ("import", "export", "quantize", "evaluate", "predict", "info"):
         assert name in done.output
         assert run(name, "--help").exit_code == 0
 
