@@ -9,7 +9,7 @@ plain torch gives the same answers up to rounding, slower.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, Final, Literal, NamedTuple, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -235,6 +235,58 @@ class Int8Linear(Int8Layer):
             *before, self.bias, scale, zero_point, dtype, *_POST_OPS[activation], ""
         )
         return answer
+
+
+class Int8MaxPool2d(nn.Module):
+    """In the place of a `nn.MaxPool2d`: of bytes, the largest stands for the largest number."""
+
+    def __init__(self, pool: nn.MaxPool2d) -> None:
+        super().__init__()
+        self.pool = pool
+        sizes = (pool.kernel_size, pool.stride, pool.padding)
+        self.window, self.stride, self.padding = (cast("int", one) for one in sizes)
+
+    @staticmethod
+    def can_stand_for(module: nn.Module) -> bool:
+        """Whether it is a small square window, as nearly all are."""
+        return (
+            type(module) is nn.MaxPool2d
+            and module.kernel_size in (2, 3)
+            and isinstance(module.stride, int)
+            and isinstance(module.padding, int)
+            and module.dilation == 1
+            and not module.return_indices
+        )
+
+    def forward(self, x: Value) -> Value:
+        if not isinstance(x, Coded):
+            numbers: Tensor = self.pool(x)
+            return numbers
+        height, width = (self._num_windows(side) for side in x.values.shape[2:])
+        rows = self._largest(x.values, 2, height)
+        return Coded(self._largest(rows, 3, width), x.coding)
+
+    def _num_windows(self, side: int) -> int:
+        room = side + 2 * self.padding - self.window
+        number = room // self.stride + 1
+        overlap = room % self.stride and number * self.stride < side + self.padding
+        if self.pool.ceil_mode and overlap:
+            return number + 1  # the last one reaches over the edge, and begins before it
+        return number
+
+    def _largest(self, x: Tensor, axis: int, number: int) -> Tensor:
+        """Over windows along one axis; beyond the edge is the smallest byte."""
+        last = (number - 1) * self.stride
+        after = max(0, last + self.window - self.padding - x.shape[axis])
+        x = F.pad(x, (0, 0, self.padding, after) if axis == 2 else (self.padding, after))
+        index: list[slice] = [slice(None)] * 4
+        largest: Tensor | None = None
+        for first in range(self.window):
+            index[axis] = slice(first, first + last + 1, self.stride)
+            taken = x[tuple(index)]
+            largest = taken if largest is None else torch.maximum(largest, taken)
+        assert largest is not None
+        return largest
 
 
 def _activated(x: Tensor, activation: Activation) -> Tensor:

@@ -6,15 +6,15 @@ it needs nothing on disk but its tensors and the name of the float network: `int
 """
 
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from models.int8 import Activation, Int8Conv2d, Int8Layer, Int8Linear, Place
+from models.int8 import Activation, Int8Conv2d, Int8Layer, Int8Linear, Int8MaxPool2d, Place
 from models.networks import NetworkError
 
 _RELU: Final = {nn.ReLU, F.relu, torch.relu, torch.relu_, "relu", "relu_"}
@@ -168,22 +168,53 @@ def int8_form(network: nn.Module) -> nn.Module:
     groups = groups_of(graph)
     if not groups:
         raise NotQuantizable("the network has no layer that eight bits suit")
-    for group, place in [(group, _place(group, groups)) for group in groups]:
+    bytes_in = _Bytes(graph, groups)
+    for group, place in [(group, bytes_in.place(group)) for group in groups]:
         _replace(graph, group, place)
+    for path, module in list(graph.named_modules()):
+        if Int8MaxPool2d.can_stand_for(module):
+            graph.set_submodule(path, Int8MaxPool2d(cast("nn.MaxPool2d", module)))
     graph.graph.lint()
     graph.recompile()
     return graph
 
 
-def _place(group: Group, groups: list[Group]) -> Place:
-    given = {one.last for one in groups if _gives_bytes(one, groups)}
-    return Place(group.activation, group.input in given, group.last in given)
+class _Bytes:
+    """Which values of a traced network are bytes.
 
+    Args:
+        graph: what `folded` gave.
+        groups: its layers that eight bits suit.
+    """
 
-def _gives_bytes(group: Group, groups: list[Group]) -> bool:
-    """Whether everything that takes what it gives is such a layer, and takes it as such."""
-    taking = {one.layer: one for one in groups} | {one.add: one for one in groups if one.add}
-    return all(user in taking and group.last in taking[user].takes for user in group.last.users)
+    def __init__(self, graph: fx.GraphModule, groups: Sequence[Group]) -> None:
+        modules = dict(graph.named_modules())
+        self._pools = {
+            node
+            for node in graph.graph.nodes
+            if node.op == "call_module" and Int8MaxPool2d.can_stand_for(modules[node.target])
+        }
+        self._taking = {node: one for one in groups for node in (one.layer, one.add) if node}
+        self._given = {one.last for one in groups if self._is_taken(one.last)}
+
+    def place(self, group: Group) -> Place:
+        """How the group's layer sits in the network."""
+        return Place(
+            group.activation, self._origin(group.input) in self._given, group.last in self._given
+        )
+
+    def _is_taken(self, value: fx.Node) -> bool:
+        """Whether everything that takes the value takes it as bytes."""
+        return all(
+            self._is_taken(user)
+            if user in self._pools
+            else user in self._taking and value in self._taking[user].takes
+            for user in value.users
+        )
+
+    def _origin(self, value: fx.Node) -> fx.Node:
+        """Before the pooling, which bytes go through."""
+        return self._origin(_node(value.args[0])) if value in self._pools else value
 
 
 def _replace(graph: fx.GraphModule, group: Group, place: Place) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from models import checkpoint, int8, networks
 from models.checkpoint import WeightsMismatch
-from models.int8 import Coded, Coding, Int8Layer, coded, decoded
+from models.int8 import Coded, Coding, Int8Layer, Int8MaxPool2d, coded, decoded
 from models.int8_network import NotQuantizable, folded, groups_of, int8_form, layers_of
 from models.manifest import Manifest, NetworkSpec
 from models.networks import UnknownNetwork, is_built_in, is_registered
@@ -129,6 +129,41 @@ def test_a_row_has_the_same_bits_alone_and_in_a_batch() -> None:
     with torch.inference_mode():
         together = small(inputs)
         assert torch.equal(torch.cat([small(row[None]) for row in inputs]), together)
+
+
+@pytest.mark.parametrize("ceil_mode", [False, True])
+@pytest.mark.parametrize(
+    ("window", "stride", "padding"), [(2, 2, 0), (3, 2, 1), (3, 2, 0), (3, 1, 1)]
+)
+@pytest.mark.parametrize("side", [7, 8, 9])
+def test_pooling_bytes_is_pooling_numbers(
+    side: int, window: int, stride: int, padding: int, ceil_mode: bool
+) -> None:
+    pool = nn.MaxPool2d(window, stride, padding, ceil_mode=ceil_mode)
+    values = torch.randint(0, 256, (2, 3, side, side + 1), dtype=torch.uint8)
+    found = Int8MaxPool2d(pool)(Coded(values, Coding(1.0, 0)))
+    assert torch.equal(decoded(found), pool(values.float()))
+
+
+def test_bytes_go_through_a_pooling() -> None:
+    class Pooled(Residual):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pool = nn.MaxPool2d(3, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.pool(self.relu(self.norm(self.stem(x))))
+            x = self.pool(self.relu(self.deep(x) + x))
+            return self.head(self.relu(self.hidden(self.wide(x).mean((2, 3)))))
+
+    network, inputs = network_of(Pooled), torch.rand(8, 3, 20, 20)
+    small = in_int8(network, inputs)
+    places = {path: layer.place for path, layer in layers_of(small)}
+    assert places["stem"].gives_bytes
+    assert places["deep"].takes_bytes
+    assert places["wide"].takes_bytes
+    with torch.inference_mode():
+        assert relative(small(inputs), network(inputs)) < 0.05
 
 
 def test_a_summand_that_others_need_is_not_written_over() -> None:

@@ -91,6 +91,14 @@ def test_over_http(trained: Path, digit_png: bytes) -> None:
         refused = client.post("/v1/models/small/explain", files={"file": digit_png})
         assert refused.status_code == 409
         assert "ask digits:1 to explain" in refused.json()["error"]["message"]
+        archive = client.get("/v1/models/small/versions/1/download").content
+        sent = client.post(
+            "/v1/models/sent/versions",
+            content=archive,
+            headers={"Content-Type": "application/zip"},
+        )
+        assert sent.status_code == 201, sent.text
+        assert sent.json()["digest"] == production["digest"]
 
 
 def test_twice_is_refused(trained: Path) -> None:
