@@ -1,6 +1,7 @@
 """`quantize`: a version becomes one with eight bits, with what it costs; it is served as such."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,9 @@ from test_commands import run
 
 from app.engine.execution import choose_form, chosen_before
 from app.engine.loading import load_version
+from app.errors import LoadFailed
+from models import checkpoint
+from models.int8_network import layers_of
 from models.seen import read_seen
 from models.store import ModelStore
 
@@ -97,8 +101,21 @@ def test_over_http(trained: Path, digit_png: bytes) -> None:
             content=archive,
             headers={"Content-Type": "application/zip"},
         )
-        assert sent.status_code == 201, sent.text
+        assert sent.status_code == 200, sent.text
         assert sent.json()["digest"] == production["digest"]
+
+
+@pytest.mark.parametrize("bounds", [(float("nan"), 1.0), (float("-inf"), 1.0)])
+def test_bounds_that_mean_nothing_are_refused(
+    trained: Path, tmp_path: Path, bounds: tuple[float, float]
+) -> None:
+    version = ModelStore(trained / "models").version("digits", 2)
+    loaded = checkpoint.load(version.folder)
+    first = next(layer for _, layer in layers_of(loaded.network))
+    first.get_buffer("input_bounds").copy_(torch.tensor(bounds))
+    checkpoint.save(tmp_path / "a", loaded.network, loaded.manifest)
+    with pytest.raises(LoadFailed, match="fails on an input: cannot convert"):
+        load_version(replace(version, folder=tmp_path / "a"), CPU)
 
 
 def test_twice_is_refused(trained: Path) -> None:
