@@ -201,10 +201,11 @@ def record_of(
     rows = [("eager fp32 takes so many times as long", "median (95 % interval)"), *ratios.items()]
     return Record(
         name="execution",
-        command=f"python -m benchmarks.execution --rounds {arguments.rounds}",
+        command=f"python -m benchmarks.execution --rounds {arguments.rounds} "
+        f"--threads {arguments.threads}",
         machine=this_machine(),
         method=[
-            f"{len(kept)} of {len(rounds)} rounds kept; {arguments.threads} threads; ways in "
+            f"{len(kept)} of {len(rounds)} rounds kept; {arguments.threads} thread(s); ways in "
             "random order in every round; ratios are of medians within a round.",
             f"`auto` chose {form}, and is compiled for both batch sizes.",
         ],
