@@ -27,10 +27,10 @@ class Settings(BaseSettings):
     threads: int = Field(
         0, ge=0, le=1024, description="Threads that compute; 0 takes what the cgroup allows."
     )
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+    precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = Field(
         "auto",
         description="Numbers that networks compute in; auto takes the quickest here that answers "
-        "as published.",
+        "as published; versions that quantize made are int8 under every one.",
     )
     compile: Literal["auto", "on", "off"] = Field(
         "auto",

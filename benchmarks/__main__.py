@@ -40,6 +40,7 @@ class Program:
 PROGRAMS = (
     Program("train", ("--rounds", "3", "--seeds", "1")),
     Program("start", ("--rounds", "3")),
+    Program("execution", ("--rounds", "3")),
     Program("v2_tensors", ()),
     Program("batcher", ("--rounds", "5")),
     Program("serve", ("--rounds", "3", "--seconds", "2")),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from models import checkpoint, networks
 from models.manifest import Manifest, NetworkSpec
@@ -55,9 +55,10 @@ def publish_perceptrons(store: ModelStore, names: list[str]) -> None:
         _publish(store, name, perceptron(seed), "mlp", PERCEPTRON_OPTIONS, steps)
 
 
-def publish_resnet(store: ModelStore) -> None:
-    """ResNet-18 under the name `RESNET`."""
-    _publish(store, RESNET, resnet(), RESNET_NAME, {"num_classes": NUM_CLASSES}, IMAGENET)
+def publish_resnet(store: ModelStore, golden_inputs: Tensor | None = None) -> None:
+    """ResNet-18 under the name `RESNET`; without golden inputs it is served in fp32 alone."""
+    options: Options = {"num_classes": NUM_CLASSES}
+    _publish(store, RESNET, resnet(), RESNET_NAME, options, IMAGENET, golden_inputs)
 
 
 def publish_network(
@@ -75,11 +76,17 @@ def write_state_dict(network: nn.Module, path: Path) -> Path:
 
 
 def _publish(
-    store: ModelStore, name: str, network: nn.Module, kind: str, options: Options, steps: Steps
+    store: ModelStore,
+    name: str,
+    network: nn.Module,
+    kind: str,
+    options: Options,
+    steps: Steps,
+    golden_inputs: Tensor | None = None,
 ) -> None:
     manifest = Manifest(
         network=NetworkSpec(name=kind, options=options),
         preprocessing=Preprocessing.model_validate({"steps": steps}),
         labels=tuple(str(number) for number in range(options["num_classes"])),
     )
-    store.publish(name, lambda folder: checkpoint.save(folder, network, manifest))
+    store.publish(name, lambda folder: checkpoint.save(folder, network, manifest, golden_inputs))

@@ -119,3 +119,12 @@ def _memory_limit(cgroup: Path) -> int | None:
         except (OSError, ValueError):
             continue  # no such file, or `max`
     return None
+
+
+def multiplies_bytes(device: torch.device) -> bool:
+    """Whether oneDNN sums products of bytes in hardware there, without overflow in between."""
+    return (
+        device.type == "cpu"
+        and torch.cpu._is_vnni_supported()
+        and hasattr(torch.ops.onednn, "qconv2d_pointwise")
+    )

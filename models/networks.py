@@ -1,9 +1,10 @@
 """Networks by name: one table of our own, torchvision's by theirs, and an operator's classes.
 
 Names: `mlp`, `cnn`, `torchvision/<network>`, a name that an installed package registers under
-the entry point `pytorchlib.networks`, or `package.module:Class`. The last form imports code, so
-it is for the command line and for checkpoints that an operator published; whatever takes names
-from the network asks `is_registered` first.
+the entry point `pytorchlib.networks`, or `package.module:Class`; and `int8/` before any of these,
+for its form with eight bits. `package.module:Class` imports code, so it is for the command line and
+for checkpoints that an operator published; whatever takes names from the network asks
+`is_registered` first.
 """
 
 import difflib
@@ -20,6 +21,7 @@ from models.options import whole_number
 NETWORKS: Mapping[str, str] = {"mlp": "models.mlp:MLP", "cnn": "models.cnn:CNN"}
 ENTRY_POINTS = "pytorchlib.networks"
 TORCHVISION = "torchvision/"
+INT8 = "int8/"
 MAX_CLASSES = 1 << 17
 
 
@@ -44,6 +46,7 @@ def names() -> list[str]:
 
 def is_registered(name: str) -> bool:
     """Whether `name` can be built without importing code that only its text names."""
+    name = name.removeprefix(INT8)
     if is_built_in(name):
         return name in NETWORKS or name in names()
     return name in _registered()
@@ -51,6 +54,7 @@ def is_registered(name: str) -> bool:
 
 def is_built_in(name: str) -> bool:
     """Whether `name` is one of ours or one of torchvision's; it need not exist."""
+    name = name.removeprefix(INT8)
     return name in NETWORKS or name.startswith(TORCHVISION)
 
 
@@ -87,6 +91,8 @@ def build(name: str, options: Mapping[str, Any]) -> nn.Module:
 
 
 def _maker_of(name: str) -> Callable[..., object]:
+    if name.startswith(INT8):
+        return partial(_int8, name.removeprefix(INT8))
     if name in NETWORKS:
         return _class_at(NETWORKS[name])
     if name.startswith(TORCHVISION):
@@ -96,6 +102,14 @@ def _maker_of(name: str) -> Callable[..., object]:
     if ":" in name:
         return _class_at(name)
     raise _unknown(name)
+
+
+def _int8(name: str, **options: Any) -> nn.Module:
+    from models.int8_network import int8_form
+
+    if name.startswith(INT8):
+        raise _unknown(name)
+    return int8_form(build(name, options))
 
 
 def _backbone(name: str) -> Callable[..., object]:

@@ -49,7 +49,7 @@ def picture(folder: Path, name: str = "a.png") -> Path:
 def test_help_names_every_command():
     done = run("--help")
     assert done.exit_code == 0
-    for name in ("import", "export", "evaluate", "predict", "info"):
+    for name in ("import", "export", "quantize", "evaluate", "predict", "info"):
         assert name in done.output
         assert run(name, "--help").exit_code == 0
 
@@ -142,7 +142,7 @@ def test_a_network_from_the_folder_where_one_is(tmp_path, monkeypatch):
         (["predict", "-m", "digits:7", "x.png"], 1, "digits has no version 7"),
         (["predict", "-m", "digits", "x.png", "--device", "tpu"], 1, "not one of auto, cpu"),
         (["evaluate", "-m", "digits", "--data", "nowhere"], 1, "nowhere"),
-        (["export", "-m", "digits", "--format", "onnx"], 1, "no format"),
+        (["export", "-m", "digits", "--format", "onxn"], 1, "no format"),
         (["import", "--weights", "no.pt", "--network", "cnn", "--name", "x"], 1, "no.pt cannot be"),
         (["import", "--network", "cnn", "--name", "x"], 2, "--weights"),
         (["predict", "-m", "digits"], 2, "FILE"),

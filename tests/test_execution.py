@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from app.engine.compiling import CACHE_VARIABLE, Compiler
 from app.engine.execution import Choice, Execution, Reference, choose_form, chosen_before
-from app.engine.forms import other_forms
 from app.engine.known_choices import KnownChoices
 from app.engine.loading import LoadedVersion, load_version
 from models import checkpoint
+from models.forms import other_forms
 from models.manifest import Manifest, NetworkSpec
 from models.preprocessing import Preprocessing
 from models.store import ModelStore, Version
@@ -126,6 +126,24 @@ def test_without_golden_inputs_nothing_is_rounded() -> None:
     execution = choose_form(network, reference, "bf16")
     assert execution.form.precision == "fp32"
     assert "no golden inputs" in execution.trials[1].verdict
+
+
+@pytest.mark.parametrize(
+    ("share", "num_samples", "precision"),
+    [(0.994, 400, "fp32"), (0.996, 400, "bf16"), (0.9, 199, "bf16"), ("most", 400, "bf16")],
+)
+def test_samples_that_were_held_out_have_a_say(
+    share: object, num_samples: int, precision: str
+) -> None:
+    network = network_of(Convolutions)
+    agreement = {"bf16": {"share": share, "num_samples": num_samples}}
+    reference = replace(reference_of(network), agreement=agreement)
+    execution = choose_form(network, reference, "bf16")
+    assert execution.form.precision == precision
+    if precision == "fp32":
+        verdict = "agrees with fp32 on 99.40% of 400 samples; 99.5% are needed"
+        assert execution.trials[1].verdict == verdict
+        assert chosen_before(network, reference, Choice("bf16", True, [])) is None
 
 
 def test_a_precision_by_name_is_taken_whatever_its_speed() -> None:

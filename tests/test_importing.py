@@ -220,7 +220,7 @@ def test_export_never_writes_over_a_file(tmp_path):
         export(loaded, tmp_path / "out.pt", "pt")
     assert (tmp_path / "out.pt").read_text() == "mine"
     with pytest.raises(ExportRefused, match="no format"):
-        export(loaded, tmp_path / "out.onnx", "onnx")
+        export(loaded, tmp_path / "out.onnx", "onxn")
     with pytest.raises(ExportRefused, match="cannot be written"):
         export(loaded, tmp_path / "absent" / "out.pt", "pt")
     assert not list(tmp_path.glob(".*.part"))

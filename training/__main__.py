@@ -1,4 +1,5 @@
-"""Commands that need no server: train, finetune, evaluate, predict, import, export, info.
+"""Commands that need no server: train, finetune, evaluate, predict, import, export, quantize,
+info.
 
 Each command reads its options, drives a function of this package and prints what comes back. torch
 is imported inside the commands, so that `--help` and the server's own commands answer at once.
@@ -29,6 +30,7 @@ commands.command("train")(train_commands.train_command())
 commands.command("finetune")(train_commands.finetune_command())
 commands.command("import")(model_commands.import_model)
 commands.command("export")(model_commands.export_model)
+commands.command("quantize")(model_commands.quantize_model)
 commands.command("evaluate")(model_commands.evaluate_model)
 commands.command("predict")(model_commands.predict_model)
 commands.command("info")(model_commands.info)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from models.checkpoint import Checkpoint, load
 from models.manifest import NetworkSpec
-from models.networks import NETWORKS, TORCHVISION
+from models.networks import INT8, NETWORKS, TORCHVISION
 from models.preprocessing import Preprocessing
 from models.seen import Seen, read_seen
 from models.store import ModelStore, Version
@@ -52,8 +52,15 @@ class Backbone:
 
     @classmethod
     def of_checkpoint(cls, checkpoint: Checkpoint, parent: str) -> "Backbone":
-        """A model of the store as the beginning of another."""
+        """A model of the store as the beginning of another.
+
+        Raises:
+            BaseUnknown: it computes in int8, which cannot be tuned.
+        """
         manifest = checkpoint.manifest
+        if manifest.network.name.startswith(INT8):
+            known = manifest.lineage.parent or "the version that it was made from"
+            raise BaseUnknown(f"{parent} computes in int8, which cannot be tuned; tune {known}")
         state = checkpoint.network.state_dict()
         return cls(manifest.network, state, manifest.preprocessing, parent, manifest.labels)
 

@@ -21,7 +21,7 @@ from training.report import Report
 from training.source import Part
 from training.trial import ClassesUnknown, classes_unknown, positions
 
-__all__ = ["ClassesUnknown", "Measured", "as_trained", "measure", "whole"]
+__all__ = ["ClassesUnknown", "Measured", "as_trained", "measure", "opened", "whole"]
 
 BATCH = 64
 _SPLIT = ("validation_fraction", "test_fraction", "split_seed")
@@ -70,10 +70,7 @@ def measure(
         training.faults.DatasetError: the dataset cannot be used.
         training.report.ReportError: the answers cannot be counted.
     """
-    undivided = config.model_copy(update={"validation_fraction": 0.0, "test_fraction": 0.0})
-    dataset = yield from open_dataset(undivided, manifest.preprocessing)
-    is_known = dataset.fingerprint == manifest.lineage.dataset_fingerprint
-    dataset = split_by(dataset, _as_in_training(manifest, config) if is_known else config)
+    dataset, is_known = yield from opened(manifest, config)
     name = part or dataset.measured_on
     measured = _relabelled(_part(dataset, name), dataset.classes, manifest.labels)
     network.to(device)
@@ -90,6 +87,19 @@ def measure(
     notes = (*dataset.notes, *_doubts(dataset, manifest, is_known))
     where = _where(dataset, name, is_known)
     return Measured(report, dataset.name, name, where, notes, _some(measured))
+
+
+def opened(
+    manifest: Manifest, config: DataConfig
+) -> Generator[Progress, None, tuple[Dataset, bool]]:
+    """The dataset that `config` names, and whether it is the one that the model learned from.
+
+    That one is split as it was then; any other one as `config` says. Raises as `open_dataset`.
+    """
+    undivided = config.model_copy(update={"validation_fraction": 0.0, "test_fraction": 0.0})
+    dataset = yield from open_dataset(undivided, manifest.preprocessing)
+    is_known = dataset.fingerprint == manifest.lineage.dataset_fingerprint
+    return split_by(dataset, _as_in_training(manifest, config) if is_known else config), is_known
 
 
 def whole(dataset: str, **options: object) -> DataConfig:

@@ -13,6 +13,7 @@ from models.checkpoint import MAX_GOLDEN_SAMPLES
 from models.manifest import Lineage, Manifest
 from models.seen import Seen, read_seen, short_digests
 from models.store import ModelStore, StoreError, Version
+from training.agreement import agreement
 from training.source import TRAIN, VALIDATION
 from training.train import Trained
 
@@ -40,6 +41,9 @@ def publish(
         models.store.StoreError: the store refuses.
     """
     manifest, golden = manifest_of(trained, run), golden_inputs(trained)
+    if agreement := agreement_of(trained):
+        metrics = {**manifest.metrics, "agreement": agreement}
+        manifest = manifest.model_copy(update={"metrics": metrics})
     seen = seen_by(trained).with_parent(_seen_by_parent(trained.parent, store))
 
     def write(folder: Path) -> None:
@@ -85,6 +89,15 @@ def seen_by(trained: Trained) -> Seen:
     none = short_digests([])
     validation = parts[VALIDATION].source_digests() if VALIDATION in parts else none
     return Seen.of(parts[TRAIN].source_digests(), validation)
+
+
+def agreement_of(trained: Trained) -> dict[str, Any]:
+    """How often other precisions give held-out samples the class that fp32 gives them."""
+    dataset = trained.dataset
+    if dataset.measured_on == TRAIN:
+        return {}
+    part, finish = dataset.parts[dataset.measured_on], dataset.preprocessing.finish
+    return agreement(trained.network, part, finish)
 
 
 def golden_inputs(trained: Trained) -> Tensor:

@@ -7,6 +7,7 @@ if TYPE_CHECKING:  # the commands import these once they need them
     from models.manifest import Manifest
     from training.info import Info
     from training.measure import Measured
+    from training.quantize import Quantized
     from training.report import Report
 
 LABELS_SHOWN = 5
@@ -38,6 +39,18 @@ def of_check(measured: "Measured") -> Iterator[str]:
     )
     for note in measured.notes:
         yield f"               {note}"
+
+
+def of_quantization(quantized: "Quantized") -> Iterator[str]:
+    """What eight bits cost, and on which samples."""
+    cost = quantized.cost
+    low, high = cost.agreement_interval
+    yield (
+        f"accuracy     {cost.report.accuracy:.2%} on {cost.report.num_samples} samples of "
+        f"{cost.where}; before, {cost.comparison.other_accuracy:.2%}"
+    )
+    yield f"agreement    {cost.agreement:.2%} get the same class ({low:.2%} to {high:.2%})"
+    yield f"             {cost.comparison.sentence}"
 
 
 def of_report(report: "Report") -> Iterator[str]:

@@ -26,9 +26,9 @@ import torch
 from torch import Tensor
 
 from app.engine.execution import LEAST_GAIN, Execution, Reference, interleaved_best
-from app.engine.forms import Form, Precision, other_forms, plain_form
 from app.engine.loading import LoadedVersion
 from models import checkpoint
+from models.forms import Form, Precision, other_forms, plain_form
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Order:
 
     Attributes:
         folder: of the version.
-        precision, arranged: the form, see `app.engine.forms.Form`.
+        precision, arranged: the form, see `models.forms.Form`.
         sizes: batch sizes, in this order.
         num_threads: which the compiled code will use; it is built into it.
     """
@@ -75,13 +75,13 @@ class Compiler:
         """Compile for `sizes` in the background, and let `loaded` use what proves itself.
 
         A version that nobody holds any more by then is skipped. Networks that are too small to
-        gain are too, unless `always`; and those on GPUs.
+        gain are too, unless `always`; and those on GPUs, and in int8, whose layers are fused.
         """
         if loaded.device.type != "cpu" or self._closing.is_set() or not self._has_compiler():
             return
         execution = loaded.execution
-        if execution.is_worthwhile or always:
-            form = execution.form
+        form = execution.form
+        if form.precision != "int8" and (execution.is_worthwhile or always):
             order = Order(
                 str(loaded.version.folder),
                 form.precision,

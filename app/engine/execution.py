@@ -7,25 +7,30 @@ quicker than the form it stands for and answers alike.
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from app.engine.forms import Form, Precision, other_forms, plain_form
 from models.checkpoint import Golden
+from models.forms import Form, Precision, other_forms, plain_form
 from models.preprocessing import Preprocessing
 
-Wanted: TypeAlias = Literal["auto", "fp32", "bf16", "fp16"]
+Wanted: TypeAlias = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 
-# Largest change of a golden output, relative to the largest logit.
-TOLERANCE: Final[dict[Precision, float]] = {"fp32": 1e-3, "bf16": 0.1, "fp16": 0.1}
+# Largest change of a golden output, relative to the largest logit. The golden outputs of a version
+# in int8 are its own: on the same kind of processor nothing changes, on others a few roundings.
+TOLERANCE: Final[dict[Precision, float]] = {"fp32": 1e-3, "bf16": 0.1, "fp16": 0.1, "int8": 0.1}
 # Quicker than this, a network has nothing to gain that an answer over HTTP would show.
 WORTHWHILE_S: Final = 0.001
 # Another form must save this share to be worth another rounding.
 LEAST_GAIN: Final = 0.03
+# Where so many samples of known class were held out when a version was published, this share of
+# them must have got the class that fp32 gives.
+ENOUGH_SAMPLES: Final = 200
+LEAST_AGREEMENT: Final[dict[Precision, float]] = {"bf16": 0.995}
 GOLDEN_ROWS: Final = 8
 TIMED_ROWS: Final = (1, 4)
 # Slower than this at one row, larger batches are not timed: loading must not take minutes.
@@ -98,20 +103,26 @@ class Reference:
     Attributes:
         inputs: float32 `[n, *input_shape]` on the device: golden inputs, or zeros without any.
         outputs: float32 `[n, classes]` on the CPU; None without golden inputs.
+        agreement: what publishing found, see `training.agreement`; empty where it did not look.
     """
 
     inputs: Tensor
     outputs: Tensor | None
+    agreement: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(
-        cls, golden: Golden | None, preprocessing: Preprocessing, device: torch.device
+        cls,
+        golden: Golden | None,
+        preprocessing: Preprocessing,
+        device: torch.device,
+        agreement: Mapping[str, Any] | None = None,
     ) -> "Reference":
         """The first golden rows, or one of zeros."""
         if golden is None:
             return cls(torch.zeros((1, *preprocessing.input_shape), device=device), None)
         inputs = preprocessing.finish(golden.inputs[:GOLDEN_ROWS])
-        return cls(inputs.to(device), golden.outputs[:GOLDEN_ROWS])
+        return cls(inputs.to(device), golden.outputs[:GOLDEN_ROWS], agreement or {})
 
     def rows(self, num_rows: int) -> Tensor:
         """`num_rows` of the inputs, again from the first where they are fewer."""
@@ -138,7 +149,19 @@ class Reference:
             clear = (best[:, 0] - best[:, 1]) >= 2 * allowed * largest
             if bool((found.argmax(1) != self.outputs.argmax(1))[clear].any()):
                 return change, "gives a clear golden input another class"
-        return change, ""
+        return change, self._disagreement(precision)
+
+    def _disagreement(self, precision: Precision) -> str:
+        """What is wrong on the samples that were held out; empty where nothing is known to be."""
+        found, least = self.agreement.get(precision), LEAST_AGREEMENT.get(precision)
+        if least is None or not isinstance(found, Mapping):
+            return ""
+        share, num_samples = found.get("share"), found.get("num_samples")
+        if not isinstance(share, float | int) or not isinstance(num_samples, int):
+            return ""
+        if num_samples < ENOUGH_SAMPLES or share >= least:
+            return ""
+        return f"agrees with fp32 on {share:.2%} of {num_samples} samples; {least:.1%} are needed"
 
 
 def choose_form(network: nn.Module, reference: Reference, wanted: Wanted) -> Execution:
@@ -148,8 +171,14 @@ def choose_form(network: nn.Module, reference: Reference, wanted: Wanted) -> Exe
         network: plain, checked, on its device.
         reference: what to answer.
         wanted: a precision by name is taken whatever its speed, if its answers are within bounds.
+            A version in int8 is what it is under every one.
     """
     plain = plain_form(network)
+    if plain.precision == "int8":
+        return Execution(plain, [Trial(plain.name, {}, None, "chosen: what was published")])
+    if wanted == "int8":
+        why = "chosen: this version has no int8 form; pytorchlib quantize makes a version that has"
+        return Execution(plain, [Trial(plain.name, {}, None, why)])
     with torch.inference_mode():
         small = wanted in ("auto", "fp32") and _best_of(plain, reference.rows(1), 3) < WORTHWHILE_S
         if small:
@@ -173,7 +202,7 @@ def choose_form(network: nn.Module, reference: Reference, wanted: Wanted) -> Exe
 def chosen_before(network: nn.Module, reference: Reference, choice: Choice) -> Execution | None:
     """The form of an earlier choice; None where it no longer answers as it should."""
     plain = plain_form(network)
-    if choice.precision == plain.precision and not choice.arranged:
+    if (choice.precision, choice.arranged) == (plain.precision, plain.arranged):
         return Execution(plain, choice.trials)
     for form in other_forms(network, choice.precision):
         with torch.inference_mode():

@@ -12,18 +12,24 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from app.engine.execution import Execution, Reference, Wanted, choose_form, chosen_before
+from app.engine.execution import (
+    TOLERANCE,
+    Execution,
+    Reference,
+    Wanted,
+    choose_form,
+    chosen_before,
+)
 from app.engine.known_choices import KnownChoices
 from app.errors import LoadFailed
 from models import checkpoint
 from models.checkpoint import Golden
+from models.forms import plain_form
 from models.manifest import Manifest
 from models.store import Version
 
 log = logging.getLogger(__name__)
 
-# Largest change of a golden output, relative to the largest logit, in fp32 on any device.
-GOLDEN_TOLERANCE: Final = 1e-3
 GOLDEN_ROWS: Final = 4
 # A large network on a slow machine answers a few golden inputs, not all 64, before it serves.
 GOLDEN_TIME_S: Final = 0.5
@@ -71,7 +77,13 @@ def load_version(
             _check_golden(version, manifest, network, loaded.golden, device)
         else:
             _check_shape(version, manifest, network, device)
-    reference = Reference.of(loaded.golden, manifest.preprocessing, device)
+    agreement = manifest.metrics.get("agreement")
+    reference = Reference.of(
+        loaded.golden,
+        manifest.preprocessing,
+        device,
+        agreement if isinstance(agreement, dict) else None,
+    )
     execution = _execution(manifest.digest or "", network, reference, precision, known)
     for trial in execution.trials:
         log.info("%s in %s: %s", version, trial.form, trial.verdict)
@@ -96,11 +108,12 @@ def _execution(
     return execution
 
 
-def check_change(version: Version, logits: Tensor, golden: Tensor) -> None:
+def check_change(version: Version, logits: Tensor, golden: Tensor, tolerance: float) -> None:
     """Compare answers with what they were when `version` was published.
 
     Args:
         logits, golden: float32 `[n, classes]` on the CPU.
+        tolerance: largest change, relative to the largest logit.
 
     Raises:
         LoadFailed: they differ by more than rounding does.
@@ -112,10 +125,10 @@ def check_change(version: Version, logits: Tensor, golden: Tensor) -> None:
         )
     largest = golden.abs().max().clamp_min(1e-6)
     change = float(((logits - golden).abs().max() / largest).item())
-    if not change <= GOLDEN_TOLERANCE:  # NaN is no change that can be tolerated
+    if not change <= tolerance:  # NaN is no change that can be tolerated
         raise LoadFailed(
             f"{version} answers its golden inputs differently than when it was published: by "
-            f"{change:.2g} of the largest output, and {GOLDEN_TOLERANCE} is allowed"
+            f"{change:.2g} of the largest output, and {tolerance} is allowed"
         )
 
 
@@ -135,10 +148,12 @@ def _check_golden(
     version: Version, manifest: Manifest, network: nn.Module, golden: Golden, device: torch.device
 ) -> None:
     until = time.monotonic() + GOLDEN_TIME_S
+    tolerance = TOLERANCE[plain_form(network).precision]
     for start in range(0, len(golden.inputs), GOLDEN_ROWS):
         rows = slice(start, start + GOLDEN_ROWS)
         batch = manifest.preprocessing.finish(golden.inputs[rows])
-        check_change(version, _forward(version, network, batch, device), golden.outputs[rows])
+        logits = _forward(version, network, batch, device)
+        check_change(version, logits, golden.outputs[rows], tolerance)
         if time.monotonic() > until:
             return
 

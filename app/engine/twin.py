@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from app.engine.loading import LoadedVersion
+from app.errors import Conflict
 from models.checkpoint import network_with
+from models.networks import INT8
 
 FINE_SIDE: Final = 7
 
@@ -19,7 +21,15 @@ def twin_of(loaded: LoadedVersion) -> nn.Module:
     """A network of its own with the weights of `loaded`, in `eval()`; takes milliseconds.
 
     Its ReLUs keep their inputs, which gradients may need.
+
+    Raises:
+        Conflict: its layers compute with bytes, through which no gradient goes.
     """
+    if loaded.manifest.network.name.startswith(INT8):
+        parent = loaded.manifest.lineage.parent or "the version that it was made from"
+        raise Conflict(
+            f"{loaded.version} computes in int8, which has no gradients; ask {parent} to explain"
+        )
     twin = network_with(loaded.manifest, loaded.network.state_dict())
     for module in twin.modules():
         if hasattr(module, "inplace"):

@@ -10,14 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from models.device import supports_bf16
+from models.int8 import Int8Conv2d, Int8Layer
 
 log = logging.getLogger(__name__)
 
-Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
+Precision: TypeAlias = Literal["fp32", "bf16", "fp16", "int8"]
 DTYPES: Final[dict[Precision, torch.dtype]] = {
     "fp32": torch.float32,
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
+    "int8": torch.float32,  # what goes in and comes out; between its layers are bytes
 }
 
 
@@ -55,7 +57,10 @@ class Form:
 
 
 def plain_form(network: nn.Module) -> Form:
-    """The network as its class computes it, in fp32."""
+    """The network as its class computes it: in fp32, or in int8 where it was published so."""
+    if any(isinstance(module, Int8Layer) for module in network.modules()):
+        has_pictures = any(isinstance(module, Int8Conv2d) for module in network.modules())
+        return Form("int8", has_pictures, network)
     return Form("fp32", False, network)
 
 
