@@ -48,6 +48,8 @@ def serve(
     from app.http.server import Breakdown, listen
     from app.http.server import serve as serve_app
 
+    if import_file is None and (network, name, labels) != (None, None, None):
+        raise typer.BadParameter("--network, --name and --labels go with --import")
     settings = read_settings(flags)
     configure_logging(settings)
     _require_a_key(settings)
@@ -57,8 +59,6 @@ def serve(
     listener = listen(settings.host, settings.port)
     port = settings.metrics_port
     scraped = [] if port is None else [listen(settings.host, port)]
-    if import_file is None and (network, name, labels) != (None, None, None):
-        raise typer.BadParameter("--network, --name and --labels go with --import")
     if import_file is not None:
         _import_once(settings, import_file, network, name, labels)
     sample = _prepare(settings) if quickstart else None
