@@ -48,6 +48,8 @@ def serve(
     from app.http.door import EarlyDoor
     from app.http.listener import listen
 
+    if import_file is None and (network, name, labels) != (None, None, None):
+        raise typer.BadParameter("--network, --name and --labels go with --import")
     settings = read_settings(flags)
     configure_logging(settings)
     _require_a_key(settings)
@@ -58,8 +60,6 @@ def serve(
     door = EarlyDoor(listener)
     port = settings.metrics_port
     scraped = [] if port is None else [listen(settings.host, port)]
-    if import_file is None and (network, name, labels) != (None, None, None):
-        raise typer.BadParameter("--network, --name and --labels go with --import")
     if import_file is not None:
         _import_once(settings, import_file, network, name, labels)
     sample = _prepare(settings) if quickstart else None

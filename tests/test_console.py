@@ -79,6 +79,29 @@ def test_the_bar_of_a_terminal_shows_the_numbers(capsys: pytest.CaptureFixture[s
     assert "accuracy 75.00%" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("columns", [80, 60])
+def test_a_narrow_terminal_cuts_none_of_the_numbers(
+    columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    numbers = "loss 0.1234  accuracy 99.12%  123,456 images/s  1234 s left"
+    with Bar() as bar:
+        bar.show(
+            Progress(
+                "cross-validate",
+                99_999,
+                100_000,
+                loss=0.1234,
+                accuracy=0.9912,
+                images_per_second=123_456,
+                seconds_left=1234,
+            )
+        )
+    lines = capsys.readouterr().err.splitlines()
+    assert any(line.rstrip() == numbers for line in lines)
+    assert any("99999/100000 0:00:00" in line for line in lines)
+
+
 @pytest.mark.slow
 def test_an_interrupted_training_says_how_to_go_on_and_does(tmp_path: Path) -> None:
     train = [sys.executable, "-m", "training", "train", "--home", str(tmp_path), "--json"]

@@ -72,7 +72,7 @@ def read_npz(path: Path) -> Source:
 
 def _arrays(path: Path) -> dict[str, Any]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DatasetFaults(str(path), [f"{path.name}: not a readable NPZ file: {error}"]) from None

@@ -120,47 +120,49 @@ class PlainLines(nullcontext[None]):
 
 
 class Bar:
-    """A bar with loss, accuracy, images a second and the time that is left."""
+    """A bar, and below it loss, accuracy, images a second and the time that is left.
+
+    Two lines, because one with all of that is longer than most terminals are wide.
+    """
 
     def __init__(self) -> None:
-        from rich.console import Console  # 50 ms that only a terminal needs
+        from rich.console import Console, Group  # 50 ms that only a terminal needs
+        from rich.live import Live
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
         from rich.progress import Progress as RichProgress
+        from rich.text import Text
 
         self._bar = RichProgress(
             TextColumn("{task.description:<14}"),
-            BarColumn(),
+            BarColumn(bar_width=None),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[numbers]}"),
             TimeElapsedColumn(),
-            console=Console(stderr=True),
+            expand=True,
         )
+        self._numbers = Text(no_wrap=True, overflow="ellipsis")
+        self._live = Live(Group(self._bar, self._numbers), console=Console(stderr=True))
         self._task: Any = None
         self._phase = ""
 
     def __enter__(self) -> "Bar":
-        self._bar.start()
+        self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        self._live.stop()
 
     def show(self, progress: Progress) -> None:
         """Move the bar; a finished epoch leaves a line above it."""
         if progress.phase == "epoch":
-            self._bar.console.print(f"{_where(progress)}  {_numbers(progress)}", highlight=False)
+            self._live.console.print(f"{_where(progress)}  {_numbers(progress)}", highlight=False)
             return
         if progress.phase != self._phase:
             if self._task is not None:
                 self._bar.remove_task(self._task)
             self._phase = progress.phase
-            self._task = self._bar.add_task(progress.phase, total=None, numbers="")
-        self._bar.update(
-            self._task,
-            completed=progress.step,
-            total=progress.num_steps or None,
-            numbers=_numbers(progress),
-        )
+            self._task = self._bar.add_task(progress.phase, total=None)
+        self._numbers.plain = _numbers(progress)
+        self._bar.update(self._task, completed=progress.step, total=progress.num_steps or None)
 
 
 def _where(progress: Progress) -> str:
