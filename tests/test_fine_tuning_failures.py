@@ -23,7 +23,7 @@ ENDLESS = {"epochs": 100_000, "batch_size": 8, "validation": "none"}
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home whose store holds `digits`, to be asked all the time."""
     home = tmp_path_factory.mktemp("home")
-    publish_cnn(ModelStore(home / "models"), "digits")
+    publish_cnn(ModelStore(home / "models"), "digits", seed=1)
     return home
 
 
@@ -109,7 +109,7 @@ def test_a_locked_database_is_told_and_the_job_goes_on(client: Any, home: Path) 
 
 
 def test_a_job_that_needs_more_memory_than_it_may_have_says_so(tmp_path: Path) -> None:
-    publish_cnn(ModelStore(tmp_path / "models"), "digits")
+    publish_cnn(ModelStore(tmp_path / "models"), "digits", seed=1)
     with (
         serving(tmp_path, PYTORCHLIB_JOB_MEMORY_MB="100") as (url, _),
         openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client,
