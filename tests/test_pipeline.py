@@ -320,7 +320,7 @@ async def test_memory_that_runs_out_halves_the_batch() -> None:
 async def test_a_device_that_fails_while_it_flies_is_lost() -> None:
     class Failing(LateStreams):
         def settle(self, mark: int) -> None:
-            raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+            raise torch.AcceleratorError(f"CUDA error: device-side assert triggered at {mark}")
 
     causes: list[BaseException] = []
     batcher = Batcher(Accelerator(CPU, Failing()), on_broken=causes.append)

@@ -105,8 +105,9 @@ class _Resident:
     targets: Tensor
 
     def __call__(self, order: Iterable[Batch]) -> Fed:
+        device = self.data.device
         for batch in order:
-            indices = batch.indices.to(self.data.device, non_blocking=True)
+            indices = on_its_way(batch.indices, device)
             yield batch, self.data.index_select(0, indices), self.targets.index_select(0, indices)
 
 
@@ -122,8 +123,19 @@ class _Streamed:
             if piece.faults:
                 raise DatasetFaults("that is being streamed", piece.faults)
             batch = planned.popleft()
-            targets = self.part.targets[batch.indices].to(self.device)
-            yield batch, piece.data.to(self.device), targets
+            targets = on_its_way(self.part.targets[batch.indices], self.device)
+            yield batch, on_its_way(piece.data, self.device), targets
+
+
+def on_its_way(tensor: Tensor, device: torch.device) -> Tensor:
+    """`tensor` on `device`, without waiting until it is there.
+
+    Only from page-locked memory does a copy go by itself. torch keeps that memory from being used
+    again before the copy is done.
+    """
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _noted(order: Iterable[Batch], planned: deque[Batch]) -> Iterator[Batch]:

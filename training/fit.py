@@ -143,8 +143,11 @@ class _Run:
         self.order = Order(len(dataset.train), config.batch_size, config.epochs, config.seed)
         self.pace = Pace(self.order.num_steps)
         self.last = Progress("train", 0, self.order.num_steps, num_epochs=config.epochs)
-        train, self.finish_train = _train_part(dataset, is_changed=self.augment is not None)
+        train, self.finish_train = _train_part(
+            dataset, self.device, is_changed=self.augment is not None
+        )
         held_out, num_workers = dataset.validation, dataset.num_workers
+        self.finish = dataset.preprocessing.finisher(self.device)
         self.feed = feed_for(train, self.device, num_workers)
         self.validation = feed_for(held_out, self.device, num_workers) if held_out else None
         self.weights = _class_weights(dataset, config, self.device)
@@ -304,7 +307,7 @@ class _Run:
         )
 
     def _predict(self, inputs: Tensor) -> Tensor:
-        x = laid_out(self.dataset.preprocessing.finish(inputs), self.layout)
+        x = laid_out(self.finish(inputs), self.layout)
         with self.autocast():
             logits: Tensor = self.state.answering(x)
         return logits
@@ -324,10 +327,14 @@ def _numbers(losses: list[Tensor]) -> list[float]:
     return numbers
 
 
-def _train_part(dataset: Dataset, *, is_changed: bool) -> tuple[Part, Callable[[Tensor], Tensor]]:
+def _train_part(
+    dataset: Dataset, device: torch.device, *, is_changed: bool
+) -> tuple[Part, Callable[[Tensor], Tensor]]:
     """The training samples and how they are finished: now, unless each epoch changes them."""
-    finish = dataset.preprocessing.finish
-    return (dataset.train, finish) if is_changed else finished_ahead(dataset.train, finish)
+    if is_changed:
+        return dataset.train, dataset.preprocessing.finisher(device)
+    part, finish = finished_ahead(dataset.train, dataset.preprocessing.finish)
+    return part, finish if part is not dataset.train else dataset.preprocessing.finisher(device)
 
 
 def _class_weights(dataset: Dataset, config: FitConfig, device: torch.device) -> Tensor | None:

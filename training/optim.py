@@ -156,8 +156,9 @@ class AdamW(Optimizer):
         parameters, gradients, (means, squares) = self._active(group)
         if not parameters:
             return
-        # The kernel wants one counter a parameter; all of ours are the run's own.
-        step = torch.tensor(float(self.steps), device=parameters[0].device)
+        # The kernel wants one counter a parameter; all of ours are the run's own. It is filled on
+        # the device: bringing a number there would wait for all that was enqueued before.
+        step = torch.full((), float(self.steps), device=parameters[0].device)
         torch._fused_adamw_(
             parameters,
             gradients,

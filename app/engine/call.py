@@ -150,6 +150,8 @@ class Calls:
             DeadlineExceeded: it was not ready in time.
             DeviceLost: the device failed.
         """
+        if place in self._dispatch.lost:
+            raise DeviceLost("the device failed and answers no more")
         if len(self._waiting) >= MAX_WAITING_CALLS:
             raise QueueFull(f"{len(self._waiting)} calls wait for the device", retry_after_s=1.0)
         call = Call(function, self._dispatch, deadline=deadline, priority=priority, place=place)

@@ -33,6 +33,7 @@ class DeviceThread:
     Args:
         schedules: whose work it takes, the most urgent first; the first is shared by all devices.
         place: number of the device, told to the work.
+        call_another: wakes another device's thread, where there is more than one; under the lock.
         deliver: called on `loop`, once for each work that ran.
         ended: called on `loop` when the thread ends, however it ends, with what it died of.
     """
@@ -46,6 +47,7 @@ class DeviceThread:
         device: torch.device,
         place: int = 0,
         num_threads: int,
+        call_another: Callable[[], None] = lambda: None,
         deliver: Callable[[Work], None],
         ended: Callable[[BaseException | None], None],
     ) -> None:
@@ -60,6 +62,7 @@ class DeviceThread:
         self._device = device
         self._place = place
         self._num_threads = num_threads
+        self._call_another = call_another
         self._deliver = deliver
         self._ended = ended
         self._stopping = False
@@ -136,6 +139,8 @@ class DeviceThread:
                     if not self.running:
                         self.running_since = now
                     self.running.append(work)
+                    if len(self._schedules) > 1 and self._schedules[0].has_waiting():
+                        self._call_another()
                     return work
                 if self.running:
                     return None

@@ -79,6 +79,7 @@ class Dispatch:
                 device=device,
                 place=place,
                 num_threads=num_threads,
+                call_another=partial(self._wake, self.threaded),
                 deliver=partial(self._deliver, place=place),
                 ended=partial(self._thread_ended, place),
             )
