@@ -1,4 +1,4 @@
-"""A live version on a device that computes by itself: recorded, proven, asked with pixels or numbers.
+"""A live version on a device that computes by itself: recorded, proven, asked in every way.
 
 The device is `LateStreams` of `tests/test_pipeline.py`, or a real GPU where there is one.
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import publish_cnn
 from test_pipeline import LateStreams, recorder
 
 from app.engine.batch_policy import LaneOptions
@@ -22,7 +23,6 @@ from app.engine.loading import load_everywhere, load_version
 from app.engine.pipeline import Accelerator, Pipeline
 from app.engine.predictor import Predictor
 from app.errors import DeviceLost, LoadFailed
-from conftest import publish_cnn
 from models import checkpoint, networks
 from models.manifest import Manifest, NetworkSpec
 from models.picture import PictureLimits

@@ -29,6 +29,7 @@ from training.order import Batch, Order
 from training.pace import Pace
 from training.progress import Progress
 from training.randomness import seed_device, seed_for
+from training.replayed_step import ReplayedStep, recorder_for
 from training.snapshot import Snapshot, Snapshots
 from training.source import Part
 from training.state import Epoch, State
@@ -151,6 +152,7 @@ class _Run:
         self.feed = feed_for(train, self.device, num_workers)
         self.validation = feed_for(held_out, self.device, num_workers) if held_out else None
         self.weights = _class_weights(dataset, config, self.device)
+        self.change: Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]] = self._change
         self.notes: tuple[str, ...] = ()
 
     def resume(self, snapshot: Snapshot | None) -> None:
@@ -159,6 +161,10 @@ class _Run:
             fingerprint = self.dataset.fingerprint
             self.notes = self.state.restore(snapshot, self.config, fingerprint)
             self.state.unreported = [loss.to(self.device) for loss in self.state.unreported]
+        recorder = recorder_for(self.device, self.order.num_steps - self.state.step)
+        if recorder is not None:
+            optimizer, num_rows = self.state.optimizer, self.config.batch_size
+            self.change = ReplayedStep(self._change, optimizer, recorder, num_rows)
         self.pace.start(self.state.step, self.state.seconds)
 
     def loop(self) -> Iterator[Progress]:
@@ -232,22 +238,42 @@ class _Run:
             x, others, share = mixed(
                 x, targets, config.mixup, config.cutmix, config.seed, batch.step
             )
-        with self.autocast():
-            logits = state.network(laid_out(x, self.layout))
-        loss = share * self._loss(logits, targets)
+        rate = self._learning_rate(batch.step)
         if share < 1:
-            loss = loss + (1 - share) * self._loss(logits, others)
-        state.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        if config.gradient_clip:
-            nn.utils.clip_grad_norm_(self.parameters, config.gradient_clip)
-        state.optimizer.step(self._learning_rate(batch.step))
+            loss, logits = self._change(x, targets, rate, (others, share))
+        else:
+            loss, logits = self.change(x, targets, rate)
         state.step += 1
         if state.average:
             state.average.update(state.network, state.step)
-        state.unreported.append(loss.detach())
-        answers: Tensor = logits.detach()
-        return answers
+        state.unreported.append(loss)
+        return logits
+
+    def _change(
+        self,
+        x: Tensor,
+        targets: Tensor,
+        learning_rate: float | Tensor,
+        mix: tuple[Tensor, float] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Forward, backward and one change of the weights: its loss and logits.
+
+        Args:
+            mix: targets of what was mixed in, and the share of the sample itself.
+        """
+        state = self.state
+        with self.autocast():
+            logits = state.network(laid_out(x, self.layout))
+        loss = self._loss(logits, targets)
+        if mix is not None:
+            others, share = mix
+            loss = share * loss + (1 - share) * self._loss(logits, others)
+        state.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        if self.config.gradient_clip:
+            nn.utils.clip_grad_norm_(self.parameters, self.config.gradient_clip)
+        state.optimizer.step(learning_rate)
+        return loss.detach(), logits.detach()
 
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Mean over the batch; a sample counts as much as its class weighs."""
