@@ -46,6 +46,7 @@ PROGRAMS = (
     Program("evaluate", ("--rounds", "3", "--seconds", "5")),
     Program("swap", ("--swaps", "50", "--steady", "10")),
     Program("peers", None),
+    Program("cuda", ()),
 )
 
 

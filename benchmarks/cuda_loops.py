@@ -1,7 +1,7 @@
 """What a device can do without a server: forwards in each form, decoding, training steps.
 
-`python -m benchmarks.cuda_loops DEVICE SIDE SECONDS` is the job beside which the server is measured:
-it says `ready`, trains for so long, and prints steps a second.
+`python -m benchmarks.cuda_loops DEVICE SIDE SECONDS` is the job that runs beside the server: it says
+`ready`, trains for so long, and prints steps a second.
 """
 
 import sys

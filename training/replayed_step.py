@@ -66,7 +66,13 @@ class CudaRecorder:
         inputs, labels = x.clone(), targets.clone()
         rate = torch.zeros((), device=self._device)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(self._device), torch.cuda.graph(graph, stream=self._stream):
+        # The stream also around the recording: where that fails, older versions of torch leave
+        # it behind as the current one.
+        with (
+            torch.cuda.device(self._device),
+            torch.cuda.stream(self._stream),
+            torch.cuda.graph(graph, stream=self._stream),
+        ):
             loss, logits = change(inputs, labels, rate)
 
         def replay(x: Tensor, targets: Tensor, learning_rate: float) -> tuple[Tensor, Tensor]:
@@ -83,7 +89,7 @@ class ReplayedStep:
     """`change`, replayed from its fourth call on.
 
     Args:
-        shape: of the inputs that are replayed; others, such as an epoch's last batch, run eagerly.
+        num_rows: of the batches that are replayed; others, such as an epoch's last, run eagerly.
     """
 
     def __init__(

@@ -14,6 +14,7 @@ from typing import Final, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from app.engine.device_error import is_out_of_memory
 from app.engine.forms import Form, Precision, other_forms, plain_form
 from models.checkpoint import Golden
 from models.preprocessing import Preprocessing
@@ -170,8 +171,7 @@ def choose_form(network: nn.Module, reference: Reference, wanted: Wanted) -> Exe
     """
     plain = plain_form(network)
     with torch.inference_mode():
-        judged = reference.rows(JUDGED_ROWS[reference.inputs.device.type])
-        if wanted in ("auto", "fp32") and _best_of(plain, judged, 3) < WORTHWHILE_S:
+        if wanted in ("auto", "fp32") and _is_small(plain, reference):
             return Execution(plain, [Trial(plain.name, {}, None, "chosen: too small to gain")])
         forms = [plain, *other_forms(network, wanted)]
         faults = [reference.fault(form, form.precision) for form in forms]
@@ -202,6 +202,17 @@ def chosen_before(network: nn.Module, reference: Reference, choice: Choice) -> E
     return None
 
 
+def _is_small(plain: Form, reference: Reference) -> bool:
+    """Whether there is nothing to gain for anybody to see."""
+    rows = reference.rows(JUDGED_ROWS[reference.inputs.device.type])
+    try:
+        return _best_of(plain, rows, 3) < WORTHWHILE_S
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            return False
+        raise
+
+
 def _verdict(index: int, chosen: int, fault: str, ms: Sequence[dict[int, float]]) -> str:
     if index == chosen:
         return "chosen"
@@ -226,7 +237,12 @@ def _times(forms: Sequence[Form], reference: Reference) -> list[dict[int, float]
     ms: list[dict[int, float]] = [{} for _ in forms]
     for size in TIMED_ROWS[reference.inputs.device.type]:
         rows = reference.rows(size)
-        best = interleaved_best(forms, rows, REPETITIONS)
+        try:
+            best = interleaved_best(forms, rows, REPETITIONS)
+        except RuntimeError as error:
+            if is_out_of_memory(error) and ms[0]:
+                break  # smaller batches decide, and serve
+            raise
         for one, seconds in zip(ms, best, strict=True):
             one[size] = round(seconds * 1000, 3)
         if best[0] > SLOW_S:

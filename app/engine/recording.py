@@ -77,15 +77,23 @@ class CudaRecorder:
             RuntimeError: something in it cannot be recorded, or memory ran out.
         """
         graph = torch.cuda.CUDAGraph()
-        with RECORDING, torch.cuda.device(self._device), torch.inference_mode():
-            self._stream.wait_stream(torch.cuda.current_stream(self._device))
-            with torch.cuda.stream(self._stream):
-                inputs = rows.clone()
-                for _ in range(NUM_WARM_UPS):
-                    respond(inputs)
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
+        with (
+            RECORDING,
+            torch.cuda.device(self._device),
+            # Also around the recording: where that fails, older versions of torch leave its
+            # stream behind as the current one.
+            torch.cuda.stream(self._stream),
+            torch.inference_mode(),
+        ):
+            inputs = rows.clone()
+            for _ in range(NUM_WARM_UPS):
+                respond(inputs)
             # Other threads may load a version meanwhile: only this one must keep the rules.
             with torch.cuda.graph(
                 graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
             ):
                 outputs = respond(inputs)
+        current.wait_stream(self._stream)
         return CudaRecording(inputs, dict(outputs), graph)
