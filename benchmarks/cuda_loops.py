@@ -1,6 +1,6 @@
 """What a device can do without a server: forwards in each form, decoding, training steps.
 
-`python -m benchmarks.cuda_loops DEVICE SIDE SECONDS` is the job that runs beside the server: it says
+`python -m benchmarks.cuda_loops DEVICE SIDE SECONDS` is the job beside the server: it says
 `ready`, trains for so long, and prints steps a second.
 """
 
@@ -73,8 +73,7 @@ def curves(
         )
     if compile_too:
         few = [size for size in COMPILED_SIZES if size in sizes]
-        title = f"{chosen.name}, compiled"
-        found.append(_curve(name, title, lambda _: torch.compile(chosen), device, few, side))
+        found.append(_curve(name, f"{chosen.name}, compiled", _compiled(chosen), device, few, side))
     return found
 
 
@@ -112,6 +111,16 @@ def _recorded(form: Form) -> Callable[[Tensor], Callable[[Tensor], Tensor]]:
             return recording.outputs["logits"]
 
         return replay
+
+    return make
+
+
+def _compiled(form: Form) -> Callable[[Tensor], Callable[[Tensor], Tensor]]:
+    """Makes, for one batch size, what torch's compiler makes of it."""
+
+    def make(_: Tensor) -> Callable[[Tensor], Tensor]:
+        function = torch.compile(form.network, dynamic=False)
+        return lambda batch: form.finish(function(form.begin(batch)))
 
     return make
 
