@@ -140,7 +140,7 @@ class Pipeline:
                 expected, eager_s = self(rows), self._best_s(rows)
                 self.recordings[size] = self._recorder(self._respond, rows.to(device))
                 fault = self._fault(rows, expected["logits"], eager_s)
-        except RuntimeError as error:
+        except Exception as error:
             # Whatever cannot be recorded (an operator that waits for the device, memory that ran
             # out) runs eagerly as before; only a device that is gone is more than that.
             self.recordings.pop(size, None)
