@@ -59,8 +59,8 @@ class Dispatch:
         self.threaded = Schedule(len(devices))
         self.own = [self.threaded] if len(devices) == 1 else [Schedule() for _ in devices]
         self.inline = Schedule()
-        self.scratches = [Scratch(device) for device in devices]
-        self.inline_scratch = Scratch(torch.device("cpu"))
+        self.scratches = [Scratch() for _ in devices]
+        self.inline_scratch = Scratch()
         self.ended = asyncio.Event()
         self.lost: set[int] = set()
         self._on_lost = on_lost

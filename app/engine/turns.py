@@ -42,7 +42,8 @@ class Turns:
     def __init__(
         self, name: str, runs: Sequence[Run], options: LaneOptions, dispatch: Dispatch
     ) -> None:
-        if len(runs) > 1:  # the event loop cannot stand in for several devices
+        if len(runs) > 1 or isinstance(runs[0], Pipeline):
+            # The event loop cannot stand in for several devices, nor for one that has a thread.
             options = replace(options, inline_below_ms=0.0)
         self.name = name
         self.items = ItemQueue()
