@@ -136,6 +136,7 @@ def test_no_step_brings_a_number_to_python(options: dict[str, object]) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 @pytest.mark.parametrize("options", EVERYTHING)
 def test_no_step_waits_for_the_device(options: dict[str, object]) -> None:
     if not torch.cuda.is_available():
