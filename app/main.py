@@ -43,7 +43,7 @@ from app.engine.decoding import Decoder
 from app.engine.device_memory import device_memory_bytes
 from app.engine.known_choices import KnownChoices
 from app.engine.live import LiveModels
-from app.engine.loading import load_version
+from app.engine.loading import load_everywhere
 from app.engine.memory import budget_bytes
 from app.engine.predictor import Predictor
 from app.engine.shadow_figures import ShadowFigures
@@ -59,7 +59,7 @@ from app.jobs.worker import open_courier, open_retention, open_runner, open_stor
 from app.metrics import BATCH_BUCKETS, Histogram, Metrics, ModelFigures
 from app.settings import Settings
 from app.tracing import tracing_of
-from models.device import choose_device, thread_count
+from models.device import choose_devices, thread_count
 from models.picture import PictureLimits
 from models.store import ModelStore
 
@@ -261,11 +261,11 @@ def build_engine(
     settings: Settings, on_broken: Callable[[BaseException], None] = lambda _: None
 ) -> Engine:
     """The parts that compute, not yet started; see `create_app` for `on_broken`."""
-    device = choose_device(settings.device)
+    devices = choose_devices(settings.device)
     threads = settings.threads or thread_count()
     store = ModelStore(settings.models_folder)
     batcher = Batcher(
-        device,
+        *devices,
         num_threads=threads,
         on_broken=on_broken,
         stuck_after_s=settings.stuck_after_s,
@@ -295,12 +295,13 @@ def build_engine(
 
     live = LiveModels(
         store,
-        lambda version: load_version(version, device, settings.precision, known),
+        lambda version: load_everywhere(version, devices, batcher.lost, settings.precision, known),
         lambda loaded: Predictor(loaded, batcher, decoder, options),
         proven=compile_it,
+        on_lost=batcher.lose,
         preload=settings.preload,
         watch_interval_s=settings.watch_interval_s,
-        memory_budget_bytes=budget_bytes(settings.memory_budget_mb, device),
+        memory_budget_bytes=budget_bytes(settings.memory_budget_mb, devices[0]),
     )
     return Engine(store, batcher, decoder, compiler, live)
 
@@ -362,7 +363,7 @@ def _figures_of(predictor: Predictor) -> ModelFigures:
     return ModelFigures(
         predictor.name,
         predictor.version,
-        queue_length=predictor.lane.num_waiting_rows,
+        queue_length=predictor.num_waiting_rows,
         seconds={
             "decode": predictor.decode_time.ns / 1e9,
             "queue": lane.queue_s.total,

@@ -23,7 +23,10 @@ class Settings(BaseSettings):
     home: Path = Field(Path("var"), description="Folder of models, datasets, runs and jobs.")
     host: str = Field("127.0.0.1", description="Address to listen on; loopback unless said.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
-    device: str = Field("auto", description="Where models compute: auto, cpu, cuda or cuda:N.")
+    device: str = Field(
+        "auto",
+        description="Where models compute: cpu, cuda, cuda:N, or auto, which takes every GPU.",
+    )
     threads: int = Field(
         0, ge=0, le=1024, description="Threads that compute; 0 takes what the cgroup allows."
     )

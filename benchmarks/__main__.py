@@ -51,6 +51,7 @@ PROGRAMS = (
     Program("growth", ("--rounds", "2")),
     Program("swap", ("--swaps", "50", "--steady", "10")),
     Program("peers", None),
+    Program("cuda", ()),
 )
 
 

@@ -107,6 +107,24 @@ def v2_binary(model: str, numbers: ArrayLike) -> Payload:
     return Payload("v2-binary", f"/v2/models/{model}/infer", text + data, headers)
 
 
+def v2_pixels(model: str, pixels: np.ndarray) -> Payload:
+    """Pictures as bytes, uint8 `[n, channels, height, width]`, and probabilities of the best."""
+    data = pixels.tobytes()
+    tensor = {
+        "name": "pixels",
+        "shape": list(pixels.shape),
+        "datatype": "UINT8",
+        "parameters": {"binary_data_size": len(data)},
+    }
+    wanted = {"name": "probabilities", "parameters": {"binary_data": True}}
+    text = json.dumps({"inputs": [tensor], "outputs": [wanted]}, separators=(",", ":")).encode()
+    headers = {
+        "Content-Type": "application/octet-stream",
+        "Inference-Header-Content-Length": str(len(text)),
+    }
+    return Payload("v2-pixels", f"/v2/models/{model}/infer", text + data, headers)
+
+
 def multipart(path: str, *pictures: bytes, field_name: str = "file") -> Payload:
     """Pictures as a browser's form sends them."""
     head = (

@@ -38,6 +38,17 @@ def choose_device(wanted: str = "auto") -> torch.device:
     return torch.device("cuda", index)
 
 
+def choose_devices(wanted: str = "auto") -> tuple[torch.device, ...]:
+    """All that `wanted` means: every GPU for `auto` where there are any, else the one it names.
+
+    Raises:
+        DeviceUnavailable: as `choose_device`.
+    """
+    if wanted == "auto" and torch.cuda.is_available():
+        return tuple(torch.device("cuda", index) for index in range(torch.cuda.device_count()))
+    return (choose_device(wanted),)
+
+
 def thread_count(cgroups: Path = CGROUPS, membership: Path = MEMBERSHIP) -> int:
     """Processors that this process may use: the affinity mask, bounded by its cgroups' quotas.
 
@@ -66,6 +77,11 @@ def supports_bf16(device: torch.device) -> bool:
     # The only stable road to this fact is torch's own private probe; without it, say no.
     probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return bool(probe()) if probe is not None else False
+
+
+def supports_fp16(device: torch.device) -> bool:
+    """Whether `device` multiplies float16 in hardware, as GPUs since Volta do."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0)
 
 
 def _affinity() -> int:

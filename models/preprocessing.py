@@ -7,6 +7,7 @@ the same picture is the same tensor everywhere.
 """
 
 import math
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, Self, TypeAlias, TypeVar
 
 import numpy as np
@@ -198,14 +199,23 @@ class Preprocessing(BaseModel):
             float32 `[N, *input_shape]`. Every element depends on its own pixel only, so a batch
             and its pictures one by one give the same bits.
         """
+        return self.finisher(batch.device)(batch)
+
+    def finisher(self, device: torch.device) -> Callable[[Tensor], Tensor]:
+        """`finish` for batches on `device`, with its numbers brought there once and for all."""
+        normalize = self._find(Normalize)
+        numbers = _per_channel(normalize, len(self.raw_shape) + 1, device) if normalize else None
+        return lambda batch: self._finished(batch, numbers)
+
+    def _finished(self, batch: Tensor, numbers: tuple[Tensor, Tensor] | None) -> Tensor:
         x = batch.to(torch.float32)
         owned = x is not batch  # only a tensor made here may be changed in place
         for step in self.steps:
             if isinstance(step, Scale):
                 x = x.div_(step.divisor) if owned else x.div(step.divisor)
                 owned = True
-            elif isinstance(step, Normalize):
-                mean, std = _per_channel(step, x)
+            elif numbers is not None and isinstance(step, Normalize):
+                mean, std = numbers
                 x = x.sub_(mean).div_(std) if owned else x.sub(mean).div_(std)
             elif isinstance(step, Flatten):
                 x = x.flatten(1)
@@ -225,15 +235,15 @@ class Preprocessing(BaseModel):
             if isinstance(step, Scale):
                 x = x * step.divisor
             elif isinstance(step, Normalize):
-                mean, std = _per_channel(step, x)
+                mean, std = _per_channel(step, x.ndim, x.device)
                 x = x * std + mean
         return x.clamp(0, 255) if self.accepts_pictures else x
 
 
-def _per_channel(step: Normalize, x: Tensor) -> tuple[Tensor, Tensor]:
-    shape = (1, -1) + (1,) * (x.ndim - 2)
-    mean = torch.tensor(step.mean, dtype=torch.float32, device=x.device).view(shape)
-    std = torch.tensor(step.std, dtype=torch.float32, device=x.device).view(shape)
+def _per_channel(step: Normalize, ndim: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    shape = (1, -1) + (1,) * (ndim - 2)
+    mean = torch.tensor(step.mean, dtype=torch.float32, device=device).view(shape)
+    std = torch.tensor(step.std, dtype=torch.float32, device=device).view(shape)
     return mean, std
 
 

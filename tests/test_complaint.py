@@ -10,7 +10,7 @@ PROMOTE = "/v1/models/digits/aliases/production/promote"
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ({}, "`dataset` is missing. `model` is missing."),
+        ({}, "`model` is missing. `dataset` is missing."),
         ({**GOOD, "wait_s": 1000}, "`wait_s` must be at most 300, not 1000."),
         (
             {**GOOD, "wait_s": -1, "x": 1},
@@ -52,7 +52,7 @@ def test_a_body_that_is_no_json(
     client: TestClient, body: bytes, status: int, sentence: str
 ) -> None:
     headers = {"Content-Type": "application/json"}
-    answer = client.post("/v1/evaluations", content=body, headers=headers)
+    answer = client.post(PROMOTE, content=body, headers=headers)
     error = answer.json()["error"]
     assert (answer.status_code, error["message"], error["param"]) == (status, sentence, None)
 

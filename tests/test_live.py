@@ -66,7 +66,7 @@ async def test_the_old_version_goes_when_its_last_user_does(
     live: LiveModels, store: ModelStore
 ) -> None:
     held = await live.get("digits")
-    network = weakref.ref(held.lane._turns.run.__closure__[0].cell_contents)  # type: ignore[union-attr,index]
+    network = weakref.ref(held.lane.runs[0].__closure__[0].cell_contents)  # type: ignore[attr-defined]
     publish_cnn(store, "digits", seed=2)
     store.move_alias("digits", "production", 2)
     gc.disable()  # references alone must do it

@@ -104,7 +104,10 @@ def test_try_it_out_makes_nothing_up(client: TestClient, operations: dict[str, A
                 assert content.keys() & {"example", "examples"} or "example" in schema, name
             for field, about in schema.get("properties", {}).items():
                 if kind == "multipart/form-data" and about.get("type") == "string":
-                    assert about.keys() & {"example", "enum", "format"}, (name, field)
+                    assert about.keys() & {"default", "example", "examples", "enum", "format"}, (
+                        name,
+                        field,
+                    )
 
 
 def test_no_example_says_string(client: TestClient) -> None:

@@ -45,7 +45,7 @@ class Station:
             on_lost=lambda _: None,
         )
         options = LaneOptions(self.largest, max_queue_items=100_000, inline_below_ms=0)
-        self.turns = Turns("station", lambda rows: {"y": rows}, options, self.dispatch)
+        self.turns = Turns("station", [lambda rows: {"y": rows}], options, self.dispatch)
         self.admission = Admission(self.turns, options)
         for size in self.turns.policy.sizes.sizes * 3:
             self.turns.policy.learn(size, batch_s(self, size), now=0.0)

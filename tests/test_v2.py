@@ -74,7 +74,10 @@ def test_a_model_is_described(client: TestClient) -> None:
             {"name": "logits", "datatype": "FP32", "shape": [-1, 10]},
             {"name": "probabilities", "datatype": "FP32", "shape": [-1, 10]},
         ],
-        "alternative_inputs": [{"name": "image", "datatype": "BYTES", "shape": [-1]}],
+        "alternative_inputs": [
+            {"name": "image", "datatype": "BYTES", "shape": [-1]},
+            {"name": "pixels", "datatype": "UINT8", "shape": [-1, 1, 8, 8]},
+        ],
     }
 
 
@@ -181,7 +184,7 @@ def test_the_id_comes_back(client: TestClient) -> None:
 
 
 MISFITS = {
-    "unknown input": ({**ZEROS, "name": "x"}, "no input 'x'; it takes input or image"),
+    "unknown input": ({**ZEROS, "name": "x"}, "no input 'x'; it takes input or image or pixels"),
     "FP64": ({**ZEROS, "datatype": "FP64"}, "takes FP32 or FP16 or BF16, not FP64"),
     "INT32": ({**ZEROS, "datatype": "INT32"}, "not INT32"),
     "no batch": ({**ZEROS, "shape": [1, 8, 8]}, r"takes \[-1, 1, 8, 8\]"),
@@ -209,7 +212,18 @@ def test_what_does_not_fit_the_model_is_refused(
 def test_a_tensor_and_a_picture_at_once_are_refused(client: TestClient) -> None:
     picture = {"name": "image", "shape": [1], "datatype": "BYTES", "data": ["x"]}
     answer = client.post(INFER, json={"inputs": [ZEROS, picture]})
-    assert "takes input or image, not several at once" in error_of(answer, 400)
+    assert "takes input or image or pixels, not several at once" in error_of(answer, 400)
+
+
+def test_pixels_are_finished_as_a_picture_is(client: TestClient, store: ModelStore) -> None:
+    pixels = torch.randint(0, 256, (2, 1, 8, 8), dtype=torch.uint8)
+    preprocessing = checkpoint.load(store.resolve("digits").folder).manifest.preprocessing
+    numbers = preprocessing.finish(pixels).flatten().tolist()
+    entry = {"name": "input", "shape": [2, 1, 8, 8]}
+    expected = infer(client, {**entry, "datatype": "FP32", "data": numbers})
+    as_bytes = {**entry, "datatype": "UINT8", "data": pixels.flatten().tolist()}
+    assert infer(client, {**as_bytes, "name": "pixels"}) == expected
+    error_of(client.post(INFER, json={"inputs": [as_bytes]}), 400)
 
 
 def test_errors_have_the_protocols_form(client: TestClient) -> None:

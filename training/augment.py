@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from training.feed import on_its_way
 from training.randomness import seed_for, uniforms
 
 NUM_DRAWS = 9
@@ -82,7 +83,7 @@ def augmentation(name: str, seed: int) -> Augmentation | None:
 
     def augment(pictures: Tensor, epoch: int, samples: Tensor) -> Tensor:
         draws = uniforms(seed_for(seed, "augment", epoch=epoch), samples, NUM_DRAWS)
-        return changed(pictures, preset, draws.to(pictures.device) * 2 - 1)
+        return changed(pictures, preset, on_its_way(draws, pictures.device) * 2 - 1)
 
     return augment
 

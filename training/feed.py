@@ -112,7 +112,7 @@ class _Resident:
         remaining, device = iter(order), self.data.device
         for first in remaining:
             batches = [first, *islice(remaining, self._num_at_once(first) - 1)]
-            indices = torch.cat([batch.indices for batch in batches]).to(device)
+            indices = on_its_way(torch.cat([batch.indices for batch in batches]), device)
             sizes = [len(batch.indices) for batch in batches]
             inputs = torch.split(self.finish(self.data.index_select(0, indices)), sizes)
             targets = torch.split(self.targets.index_select(0, indices), sizes)
@@ -136,8 +136,19 @@ class _Streamed:
             if piece.faults:
                 raise DatasetFaults("that is being streamed", piece.faults)
             batch = planned.popleft()
-            targets = self.part.targets[batch.indices].to(self.device)
-            yield batch, self.finish(piece.data.to(self.device)), targets
+            targets = on_its_way(self.part.targets[batch.indices], self.device)
+            yield batch, self.finish(on_its_way(piece.data, self.device)), targets
+
+
+def on_its_way(tensor: Tensor, device: torch.device) -> Tensor:
+    """`tensor` on `device`, without waiting until it is there.
+
+    Only from page-locked memory does a copy go by itself. torch keeps that memory from being used
+    again before the copy is done.
+    """
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _noted(order: Iterable[Batch], planned: deque[Batch]) -> Iterator[Batch]:

@@ -168,8 +168,8 @@ class _Run:
         self.config, self.state, self.order = stepper.config, stepper.state, stepper.order
         self.pace = Pace(self.order.num_steps)
         self.last = Progress("train", 0, self.order.num_steps, num_epochs=self.config.epochs)
-        held_out, device, finish = dataset.validation, stepper.device, dataset.preprocessing.finish
-        workers = dataset.num_workers
+        held_out, device, workers = dataset.validation, stepper.device, dataset.num_workers
+        finish = dataset.preprocessing.finisher(device)
         self.validation = feed_for(held_out, device, workers, finish) if held_out else None
         self.notes: tuple[str, ...] = ()
         self.last_epoch = self.config.epochs
@@ -185,6 +185,8 @@ class _Run:
             fingerprint, device = self.dataset.fingerprint, self.stepper.device
             self.notes = self.state.restore(snapshot, self.config, fingerprint, self.num_ranks)
             self.state.unreported = [loss.to(device) for loss in self.state.unreported]
+
+        self.stepper.may_record(self.order.num_steps - self.state.step)
 
     def task(
         self, spec: NetworkSpec, scale_of: Callable[[str], float] | None, threads: int

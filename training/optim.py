@@ -79,10 +79,14 @@ class Optimizer:
             for slot in self.slots
         }
 
-    def step(self, learning_rate: float) -> None:
-        """Change every parameter that has a gradient; `learning_rate` is before scaling."""
+    def step(self, learning_rate: float | Tensor) -> None:
+        """Change every parameter that has a gradient; `learning_rate` is before scaling.
+
+        As a tensor on the parameters' device it may change between replays of a recorded step.
+        """
         self.steps += 1
         with torch.no_grad():
+            self._count()
             for group in self.groups:
                 self._step_group(group, learning_rate * group.learning_rate_scale)
 
@@ -106,7 +110,10 @@ class Optimizer:
         for key, tensor in self.state().items():
             tensor.copy_(state[key])
 
-    def _step_group(self, group: Group, learning_rate: float) -> None:
+    def _count(self) -> None:
+        """Keep what counts steps on the device up to date, where anything does."""
+
+    def _step_group(self, group: Group, learning_rate: float | Tensor) -> None:
         raise NotImplementedError
 
     def _active(self, group: Group) -> tuple[list[Tensor], list[Tensor], list[list[Tensor]]]:
@@ -128,7 +135,7 @@ class SGD(Optimizer):
         self.slots = ("momentum",) if momentum else ()
         super().__init__(groups)
 
-    def _step_group(self, group: Group, learning_rate: float) -> None:
+    def _step_group(self, group: Group, learning_rate: float | Tensor) -> None:
         parameters, gradients, slots = self._active(group)
         if not parameters:
             return
@@ -152,19 +159,31 @@ class AdamW(Optimizer):
 
     slots = ("mean", "square")
 
-    def _step_group(self, group: Group, learning_rate: float) -> None:
+    def __init__(self, groups: Iterable[Group]) -> None:
+        super().__init__(groups)
+        first = next((group.parameters[0] for group in self.groups if group.parameters), None)
+        # The kernel wants one counter a parameter; all of ours are the run's own.
+        self._counter = torch.zeros((), device=None if first is None else first.device)
+
+    def load_state(self, state: Mapping[str, Tensor], steps: int) -> None:
+        """The counter too."""
+        super().load_state(state, steps)
+        self._counter.fill_(float(steps))
+
+    def _count(self) -> None:
+        self._counter.add_(1.0)
+
+    def _step_group(self, group: Group, learning_rate: float | Tensor) -> None:
         parameters, gradients, (means, squares) = self._active(group)
         if not parameters:
             return
-        # The kernel wants one counter a parameter; all of ours are the run's own.
-        step = torch.tensor(float(self.steps), device=parameters[0].device)
         torch._fused_adamw_(
             parameters,
             gradients,
             means,
             squares,
             [],
-            [step] * len(parameters),
+            [self._counter] * len(parameters),
             lr=learning_rate,
             beta1=BETAS[0],
             beta2=BETAS[1],

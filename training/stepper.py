@@ -25,6 +25,7 @@ from training.mixing import mixed
 from training.optim import learning_rate_at, optimizer_for, parameter_groups
 from training.order import Batch, Order
 from training.randomness import seed_device, seed_for
+from training.replayed_step import ReplayedStep, recorder_for
 from training.share import share_of
 from training.state import State
 
@@ -79,13 +80,14 @@ class Stepper:
         self.autocast = _autocast(config, self.device)
         self.order = Order(len(dataset.train), config.batch_size, config.epochs, config.seed)
         # Pictures that each epoch changes are finished after that.
-        self.finish = dataset.preprocessing.finish
+        self.finish = dataset.preprocessing.finisher(self.device)
         finish = None if self.augment else self.finish
         self.feed = feed_for(dataset.train, self.device, dataset.num_workers, finish)
         self.weights = _class_weights(dataset, config, self.device)
         self._learning: list[nn.Parameter] | None = None
         self._share_right = torch.zeros(())
         self._answers = (torch.zeros(0, 1), torch.zeros(0))
+        self._replayed: ReplayedStep | None = None
 
     def batches(self) -> Fed:
         """This rank's share of every batch to come."""
@@ -97,20 +99,36 @@ class Stepper:
 
     def step(self, batch: Batch, inputs: Tensor, targets: Tensor) -> None:
         """One change of the weights; the loss stays on the device, nothing waits for it."""
-        state, config = self.state, self.config
-        seed = seed_for(config.seed, "step", step=batch.step, sample=batch.first)
+        state = self.state
+        seed = seed_for(self.config.seed, "step", step=batch.step, sample=batch.first)
         seed_device(self.device, seed)
-        state.optimizer.zero_grad()
-        loss = self._learn(batch, inputs, targets)
-        if self.exchange:
-            loss = self._shared(self.exchange, batch, loss)
-        if config.gradient_clip:
-            nn.utils.clip_grad_norm_(self.parameters, config.gradient_clip)
-        state.optimizer.step(self.learning_rate(batch.step))
+        if self.augment and len(targets):
+            inputs = self.finish(self.augment(inputs, batch.epoch, batch.indices))
+        rate = self.learning_rate(batch.step)
+        if self._replayed is not None:
+            loss, logits = self._replayed(inputs, targets, rate)
+            self._answers = (logits, targets)
+        else:
+            state.optimizer.zero_grad()
+            loss = self._learn(batch, inputs, targets)
+            if self.exchange:
+                loss = self._shared(self.exchange, batch, loss)
+            self._follow_gradients(rate)
         state.step += 1
         if state.average:
             state.average.update(state.network, state.step)
         state.unreported.append(loss)
+
+    def may_record(self, num_steps: int) -> None:
+        """Where a device can, and that many steps pay for it, steps are recorded and replayed.
+
+        Not where ranks share a step, nor where each batch is mixed in another way.
+        """
+        recorder = recorder_for(self.device, num_steps)
+        if recorder is None or self.exchange or self.config.mixup or self.config.cutmix:
+            return
+        num_rows = self.config.batch_size
+        self._replayed = ReplayedStep(self._change, self.state.optimizer, recorder, num_rows)
 
     def learning_rate(self, step: int) -> float:
         """Of that step, before a layer's own factor."""
@@ -123,6 +141,23 @@ class Stepper:
             return float(self._share_right)
         logits, targets = self._answers
         return float((logits.argmax(1) == targets).float().mean())
+
+    def _change(
+        self, x: Tensor, targets: Tensor, learning_rate: float | Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """One change of the weights without anything around it: its loss and logits."""
+        self.state.optimizer.zero_grad()
+        with self.autocast():
+            logits = self.state.network(laid_out(x, self.layout))
+        loss = self._loss(logits, targets)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._follow_gradients(learning_rate)
+        return loss.detach(), logits.detach()
+
+    def _follow_gradients(self, learning_rate: float | Tensor) -> None:
+        if self.config.gradient_clip:
+            nn.utils.clip_grad_norm_(self.parameters, self.config.gradient_clip)
+        self.state.optimizer.step(learning_rate)
 
     def _shares(self) -> Iterator[Batch]:
         batches = self.order.batches(self.state.step)
@@ -138,8 +173,6 @@ class Stepper:
             self._answers = (torch.zeros(0, 1, device=self.device), targets)
             return torch.zeros((), device=self.device)
         config = self.config
-        if self.augment:
-            inputs = self.finish(self.augment(inputs, batch.epoch, batch.indices))
         x, others, share = inputs, targets, 1.0
         if config.mixup or config.cutmix:
             x, others, share = mixed(

@@ -155,10 +155,15 @@ def plot(
     }
 
 
+LEAST_SPAN: Final = 1e-300
+"""Below it two numbers count as one: a share of their distance could be no number."""
+
+
 def ticks(low: float, high: float) -> list[tuple[float, str]]:
     """Round numbers from at or below `low` to at or above `high`, with their texts."""
-    if high <= low:
-        low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
+    if high - low < LEAST_SPAN:
+        around = abs(high) if abs(high) >= LEAST_SPAN else 1.0
+        low, high = low - around / 2, high + around / 2
     rough = (high - low) / NUM_TICKS
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)

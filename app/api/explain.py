@@ -137,6 +137,7 @@ def explain_routes(live: LiveModels, explainer: Explainer, limits: ExplainLimits
         inputs, options = read_question(content_type, body, request.url.query)
         batch = await predict_batch_of(predictor, inputs, deadline, max_inputs=1)
         prediction = await predictor.predict(batch, deadline)
+        batch = predictor.finished(batch)
         target = _target(predictor, options.target, prediction.logits)
         question = Question(target=target, **options.model_dump(exclude={"target"}))
         explanation = await explainer.explain(predictor, batch, question, deadline)

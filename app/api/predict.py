@@ -248,9 +248,7 @@ def _check_depth(numbers: Any, depth: int) -> None:
 
 
 def _labelled(predictor: Predictor, prediction: Prediction, top_k: int) -> list[dict[str, Any]]:
-    probabilities = prediction.probabilities
-    best = probabilities.topk(min(top_k, probabilities.shape[1]), dim=1)
-    values, indices = best.values.tolist(), best.indices.tolist()
+    values, indices = (one.tolist() for one in prediction.best(top_k))
     labels = predictor.labels
     answers = []
     for row_values, row_indices in zip(values, indices, strict=True):

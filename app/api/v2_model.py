@@ -41,7 +41,7 @@ async def batch_of(
         deadline: of `time.monotonic`, in seconds.
 
     Returns:
-        float32 `[n, *shape]`; n may be 0.
+        As `Predictor.predict` takes it; n may be 0.
 
     Raises:
         V2Error: an input that the model does not take, or in another datatype or shape.
@@ -50,6 +50,8 @@ async def batch_of(
     spec, tensor = _matched(predictor, inputs)
     num_items = _num_items(spec, tensor, limits)
     if isinstance(tensor.data, Tensor):
+        if spec.datatype == "UINT8":
+            return await predictor.from_pixels(tensor.data)
         return tensor.data if tensor.datatype == "FP32" else tensor.data.to(torch.float32)
     if num_items == 0:
         return torch.empty((0, *predictor.inputs[0].shape))

@@ -285,7 +285,10 @@ _METADATA: Final = {
         {"name": "logits", "datatype": "FP32", "shape": [-1, 10]},
         {"name": "probabilities", "datatype": "FP32", "shape": [-1, 10]},
     ],
-    "alternative_inputs": [{"name": "image", "datatype": "BYTES", "shape": [-1]}],
+    "alternative_inputs": [
+        {"name": "image", "datatype": "BYTES", "shape": [-1]},
+        {"name": "pixels", "datatype": "UINT8", "shape": [-1, 1, 8, 8]},
+    ],
 }
 _CONFIGURATION: Final = {
     "name": "digits",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from app.engine.item_queue import Outputs, Part
+from app.engine.pipeline import Flight, Pipeline
 from app.engine.scratch import Scratch
 
 # A forward over [size, ...] rows in host memory; every output has `size` rows.
@@ -23,7 +24,16 @@ class WrongOutput(Exception):
 class Batch:
     """Parts that share a forward: afterwards either `outputs`, one a part, or `error` is set."""
 
-    __slots__ = ("compute_s", "error", "num_rows", "outputs", "parts", "processor_s", "size")
+    __slots__ = (
+        "compute_s",
+        "error",
+        "flight",
+        "num_rows",
+        "outputs",
+        "parts",
+        "processor_s",
+        "size",
+    )
 
     def __init__(self, parts: Sequence[Part], num_rows: int, padded: Callable[[int], int]) -> None:
         self.parts = parts
@@ -31,6 +41,7 @@ class Batch:
         self.size = padded(num_rows)
         self.outputs: list[Outputs] = []
         self.error: Exception | None = None
+        self.flight: Flight | None = None
         # Elapsed, and what this thread really computed: less when the machine is busy.
         self.compute_s = 0.0
         self.processor_s = 0.0
@@ -46,6 +57,25 @@ class Batch:
             self.error = error
         self.compute_s = time.monotonic() - started
         self.processor_s = time.thread_time() - processor_started
+
+    def start(self, pipeline: Pipeline) -> None:
+        """Let a device begin with it; `land` waits until it is done."""
+        try:
+            with torch.inference_mode():
+                self.flight = pipeline.start(self._rows(), self.size)
+        except Exception as error:
+            self.error = error
+
+    def land(self, pipeline: Pipeline) -> None:
+        """Take what the device answered; whatever it raises is kept in `error`."""
+        flight, self.flight = self.flight, None
+        try:
+            with torch.inference_mode():
+                if flight is not None:
+                    outputs, self.compute_s = pipeline.land(flight)
+                    self.outputs = self._separate(outputs, None)
+        except Exception as error:
+            self.error = error
 
     def halves(self, padded: Callable[[int], int]) -> list["Batch"]:
         """The same rows as two batches, the first with the larger half; a single row as one."""
@@ -69,20 +99,23 @@ class Batch:
         """All rows as one tensor of `size` rows; a lone part that needs no padding as it is."""
         if len(self.parts) == 1 and self.size == self.num_rows:
             return self.parts[0].rows
+        return scratch.joined(self._rows(), self.size)
+
+    def _rows(self) -> list[Tensor]:
         rows = [part.rows for part in self.parts]
         num_missing = self.size - self.num_rows
         if num_missing:
             # Real rows as padding: zeros may be slow (denormals) or NaN in some networks.
             rows.extend([rows[-1][-1:]] * num_missing)
-        return scratch.joined(rows, self.size)
+        return rows
 
-    def _separate(self, outputs: Mapping[str, Tensor], scratch: Scratch) -> list[Outputs]:
+    def _separate(self, outputs: Mapping[str, Tensor], scratch: Scratch | None) -> list[Outputs]:
         if not isinstance(outputs, Mapping) or not outputs:
             raise WrongOutput(f"the network answered {type(outputs).__name__}, not named tensors")
         pieces = [self._pieces(output, scratch) for output in outputs.values()]
         return [dict(zip(outputs, piece, strict=True)) for piece in zip(*pieces, strict=True)]
 
-    def _pieces(self, output: Tensor, scratch: Scratch) -> Sequence[Tensor]:
+    def _pieces(self, output: Tensor, scratch: Scratch | None) -> Sequence[Tensor]:
         if output.ndim == 0 or output.shape[0] != self.size:
             raise WrongOutput(
                 f"the network answered a tensor of shape {tuple(output.shape)} to {self.size} rows"
@@ -90,7 +123,7 @@ class Batch:
         # One copy a batch, and on the computing thread: it also waits until the device is done.
         if not output.is_cpu:
             output = output.cpu()
-        elif scratch.holds(output):
+        elif scratch is not None and scratch.holds(output):
             output = output.clone()
         if len(self.parts) == 1 and self.size == self.num_rows:
             return (output,)

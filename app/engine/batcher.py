@@ -1,12 +1,13 @@
-"""The batcher of one device: a lane for every live model, one thread that computes for them all.
+"""The batcher: a lane for every live model, and a thread a device that computes for them all.
 
 When the device is free it takes what waits, up to the largest batch, and never waits for more.
 """
 
 import asyncio
+import contextlib
 import logging
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
@@ -14,10 +15,12 @@ import torch
 from app.engine.batch import Run
 from app.engine.batch_policy import LaneOptions
 from app.engine.call import Calls
+from app.engine.device_error import free_cached_memory
 from app.engine.device_thread import compute_with
 from app.engine.dispatch import Dispatch
 from app.engine.lane import LOWEST, Lane
-from app.errors import DeviceLost, Draining
+from app.engine.pipeline import Accelerator, accelerator_of
+from app.errors import DeviceLost, Draining, ServiceError
 
 __all__ = ["LOWEST", "Batcher", "Lane", "LaneOptions"]
 
@@ -29,25 +32,29 @@ logger = logging.getLogger(__name__)
 
 
 class Batcher:
-    """Owns the lanes and the thread of one device; every method belongs to one event loop.
+    """Owns the lanes and the threads of the devices; every method belongs to one event loop.
 
     Args:
+        devices: one or several, or accelerators; all of them serve one queue.
         num_threads: threads that torch computes with on a processor; see
             `models.device.thread_count`. What runs on the event loop computes with one.
-        on_broken: called once, on the event loop, when the device or its thread can be used no
-            more; everybody was answered with `DeviceLost` by then. The process should end.
+        on_broken: called once, on the event loop, when the last device or its thread can be used
+            no more; everybody was answered with `DeviceLost` by then. The process should end.
         stuck_after_s: a forward that has not returned by then counts as a lost device.
     """
 
     def __init__(
         self,
-        device: torch.device,
-        *,
+        *devices: torch.device | Accelerator,
         num_threads: int = 1,
         on_broken: Callable[[BaseException], None] | None = None,
         stuck_after_s: float = 300.0,
     ) -> None:
-        self.device = device
+        # In the order of the devices; None for a processor.
+        self.accelerators = tuple(
+            one if isinstance(one, Accelerator) else accelerator_of(one) for one in devices
+        )
+        self.devices = tuple(one.device if isinstance(one, Accelerator) else one for one in devices)
         # Weak: a lane that its owner forgot, without closing it, takes its network along.
         self.lanes: weakref.WeakSet[Lane] = weakref.WeakSet()
         self.broken_by: BaseException | None = None
@@ -56,10 +63,21 @@ class Batcher:
         self._stuck_after_s = stuck_after_s
         self._started: tuple[Dispatch, Calls] | None = None
         self._draining = False
+        self._freeing: set[asyncio.Task[None]] = set()
+
+    @property
+    def device(self) -> torch.device:
+        """The first one."""
+        return self.devices[0]
+
+    @property
+    def lost(self) -> set[int]:
+        """Numbers of the devices that can be used no more."""
+        return set() if self._started is None else self._started[0].lost
 
     @property
     def broken(self) -> bool:
-        """Whether the device or its thread can be used no more."""
+        """Whether no device can be used any more."""
         return self.broken_by is not None
 
     def start(self) -> None:
@@ -68,7 +86,7 @@ class Batcher:
         compute_with(1)
         dispatch = Dispatch(
             asyncio.get_running_loop(),
-            self.device,
+            *self.devices,
             num_threads=self._num_threads,
             stuck_after_s=self._stuck_after_s,
             on_lost=self._break,
@@ -83,14 +101,22 @@ class Batcher:
         options: LaneOptions | None = None,
         *,
         row_shape: tuple[int, ...],
+        elsewhere: Sequence[Run] = (),
     ) -> Lane:
         """A lane for a live model, see `Lane`; may be called on any thread.
+
+        Args:
+            run: forward on the first device.
+            elsewhere: on the others, in their order.
 
         Raises:
             DeviceLost, Draining: nothing is computed here any more.
         """
         dispatch, _ = self._open()
-        lane = Lane(name, run, row_shape, options or LaneOptions(), dispatch)
+        runs = (run, *elsewhere)
+        if len(runs) != len(self.devices):
+            raise ValueError(f"{len(self.devices)} devices need a forward each, not {len(runs)}")
+        lane = Lane(name, runs, row_shape, options or LaneOptions(), dispatch)
         self.lanes.add(lane)
         return lane
 
@@ -100,11 +126,40 @@ class Batcher:
         self.lanes.discard(lane)
 
     async def call(
-        self, function: Callable[[], T], deadline: float | None = None, priority: int = LOWEST
+        self,
+        function: Callable[[], T],
+        deadline: float | None = None,
+        priority: int = LOWEST,
+        place: int = 0,
     ) -> T:
-        """What `function` returns or raises, called on the device thread when its turn comes."""
+        """What `function` returns or raises, called on a device's thread when its turn comes."""
         _, calls = self._open()
-        return await calls.call(function, deadline, priority)
+        return await calls.call(function, deadline, priority, place)
+
+    def lose(self, place: int, cause: BaseException) -> None:
+        """The device number `place` failed at something that was not the batcher's."""
+        if self._started is not None:
+            self._started[0].lose(place, cause)
+
+    def free_soon(self) -> None:
+        """Give memory of what has gone back to the devices that keep it; from any thread.
+
+        It takes no lock, because the garbage collector may call it.
+        """
+        if self._started is not None and any(self.accelerators):
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self._started[0].loop.call_soon_threadsafe(self._free)
+
+    def _free(self) -> None:
+        for place, device in enumerate(self.devices):
+            task = asyncio.create_task(self._freed(place, device))
+            self._freeing.add(task)
+            task.add_done_callback(self._freeing.discard)
+
+    async def _freed(self, place: int, device: torch.device) -> None:
+        """On its own thread, where nothing is being recorded."""
+        with contextlib.suppress(ServiceError):  # too busy, lost, or stopping
+            await self.call(lambda: free_cached_memory(device), place=place)
 
     async def stop(self, drain_s: float) -> None:
         """Admit nobody, answer who waits within `drain_s` seconds, refuse the rest, end the thread.

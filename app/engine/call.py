@@ -31,10 +31,11 @@ class Call(Generic[T]):
         *,
         deadline: float | None,
         priority: int,
+        place: int,
     ) -> None:
         order = time.monotonic() + PATIENCE_S if deadline is None else deadline
         self.future: asyncio.Future[T] = dispatch.loop.create_future()
-        self.home = dispatch.threaded
+        self.home = dispatch.own[place]
         self.offered: Key | None = None
         self.ripening = False
         self.expected_s = 0.0
@@ -42,10 +43,15 @@ class Call(Generic[T]):
         self._key: Key = (priority, order, next(dispatch.numbers))
         self._deadline = math.inf if deadline is None else deadline
         self._function = function
-        self._device = dispatch.device
+        self._device = dispatch.devices[place]
         self._taken = self._late = False
         self._result: list[T] = []
         self._error: Exception | None = None
+
+    @property
+    def is_full(self) -> bool:
+        """Never: it wants the device for itself."""
+        return False
 
     def head_key(self) -> Key | None:
         """Its turn, until it is taken or nobody waits for it any more."""
@@ -77,6 +83,20 @@ class Call(Generic[T]):
             self._error = error
             if is_device_lost(error, self._device):
                 self.lost = error
+
+    def start(self, place: int) -> bool:
+        """At once: a call never flies."""
+        del place
+        self.run()
+        return False
+
+    def land(self) -> None:
+        """Has landed already."""
+
+    def lose(self, error: BaseException) -> None:
+        """Its device is gone."""
+        self.lost = error
+        self.fail(DeviceLost("the device failed and answers no more"))
 
     def finish(self, now: float) -> None:
         """Nothing is learnt from a call."""
@@ -120,17 +140,21 @@ class Calls:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    async def call(self, function: Callable[[], T], deadline: float | None, priority: int) -> T:
-        """What `function` returns or raises, once it had its turn.
+    async def call(
+        self, function: Callable[[], T], deadline: float | None, priority: int, place: int = 0
+    ) -> T:
+        """What `function` returns or raises, once it had its turn on the device number `place`.
 
         Raises:
             QueueFull: too many calls wait already.
             DeadlineExceeded: it was not ready in time.
             DeviceLost: the device failed.
         """
+        if place in self._dispatch.lost:
+            raise DeviceLost("the device failed and answers no more")
         if len(self._waiting) >= MAX_WAITING_CALLS:
             raise QueueFull(f"{len(self._waiting)} calls wait for the device", retry_after_s=1.0)
-        call = Call(function, self._dispatch, deadline=deadline, priority=priority)
+        call = Call(function, self._dispatch, deadline=deadline, priority=priority, place=place)
         self._waiting.add(call)
         try:
             with self._dispatch.lock:

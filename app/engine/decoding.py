@@ -5,8 +5,9 @@ import contextlib
 import io
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeAlias
 
 import torch
 from PIL import Image
@@ -20,6 +21,8 @@ from models.preprocessing import Preprocessing
 # Below both, decoding costs less than handing it to a thread and back.
 INLINE_BYTES = 4096
 INLINE_PIXELS = 4096
+
+Read: TypeAlias = Callable[[bytes, Preprocessing], Tensor]
 
 
 class PixelBudget:
@@ -88,16 +91,22 @@ class Decoder:
         )
 
     async def decode(
-        self, pictures: Sequence[bytes], preprocessing: Preprocessing, deadline: float
+        self,
+        pictures: Sequence[bytes],
+        preprocessing: Preprocessing,
+        deadline: float,
+        *,
+        finished: bool = True,
     ) -> Tensor:
         """Every picture through `preprocessing`.
 
         Args:
             pictures: encoded, at least one.
             deadline: of `time.monotonic`, in seconds.
+            finished: whether its tensor steps are done here too.
 
         Returns:
-            float32 `[n, *input_shape]`.
+            float32 `[n, *input_shape]`; uint8 `[n, *raw_shape]` where it is not finished.
 
         Raises:
             models.picture.PictureError: of the first picture that cannot be used; with several
@@ -107,11 +116,12 @@ class Decoder:
         if self.waiting + len(pictures) > self.max_waiting:
             raise QueueFull(f"{self.waiting} pictures wait to be decoded", retry_after_s=1.0)
         self.waiting += len(pictures)
+        read = self._finished if finished else self._pixels
         started: list[Tensor | asyncio.Future[Tensor]] = []
         try:
             for data in pictures:
                 with _naming(len(started), len(pictures)):
-                    started.append(self._start(data, preprocessing, deadline))
+                    started.append(self._start(data, preprocessing, deadline, read))
             tensors = []
             for index, one in enumerate(started):
                 with _naming(index, len(pictures)):
@@ -132,18 +142,20 @@ class Decoder:
         self._threads.shutdown(wait=True, cancel_futures=True)
 
     def _start(
-        self, data: bytes, preprocessing: Preprocessing, deadline: float
+        self, data: bytes, preprocessing: Preprocessing, deadline: float, read: Read
     ) -> "Tensor | asyncio.Future[Tensor]":
         if len(data) <= INLINE_BYTES:
             width, height = size_of(data, self.limits)
             if width * height <= INLINE_PIXELS:
-                return self._tensor(data, preprocessing)
+                return read(data, preprocessing)
         loop = asyncio.get_running_loop()
         return loop.run_in_executor(
-            self._threads, self._within_budget, data, preprocessing, deadline
+            self._threads, self._within_budget, data, preprocessing, deadline, read
         )
 
-    def _within_budget(self, data: bytes, preprocessing: Preprocessing, deadline: float) -> Tensor:
+    def _within_budget(
+        self, data: bytes, preprocessing: Preprocessing, deadline: float, read: Read
+    ) -> Tensor:
         if time.monotonic() > deadline:
             raise QueueTooSlow(
                 "the request's time was up before its picture was decoded", retry_after_s=1.0
@@ -151,12 +163,15 @@ class Decoder:
         width, height = size_of(data, self.limits)
         taken = self._budget.acquire(width * height, deadline)
         try:
-            return self._tensor(data, preprocessing)
+            return read(data, preprocessing)
         finally:
             self._budget.release(taken)
 
-    def _tensor(self, data: bytes, preprocessing: Preprocessing) -> Tensor:
-        return preprocessing.finish(preprocessing.picture(data, self.limits).unsqueeze(0))
+    def _pixels(self, data: bytes, preprocessing: Preprocessing) -> Tensor:
+        return preprocessing.picture(data, self.limits).unsqueeze(0)
+
+    def _finished(self, data: bytes, preprocessing: Preprocessing) -> Tensor:
+        return preprocessing.finish(self._pixels(data, preprocessing))
 
 
 def _load_codecs() -> None:

@@ -2,6 +2,8 @@
 
 import torch
 
+from app.engine.recording import RECORDING
+
 # What torch's processor allocator says; it raises a plain RuntimeError.
 _HOST_MEMORY = "DefaultCPUAllocator: "
 
@@ -13,22 +15,27 @@ def is_out_of_memory(error: BaseException | None) -> bool:
     return isinstance(error, RuntimeError) and _HOST_MEMORY in str(error)
 
 
+def is_device_error(error: BaseException) -> bool:
+    """Whether the device itself failed, for the moment or for good."""
+    if isinstance(error, torch.AcceleratorError):
+        return True
+    return isinstance(error, RuntimeError) and "CUDA error" in str(error)
+
+
 def is_device_lost(error: BaseException, device: torch.device) -> bool:
     """Whether `device` can be used no more in this process.
 
     After some CUDA errors (an assertion in a kernel, an illegal address) every later call fails
     too; after others (a launch that was configured wrongly) the next one succeeds. Asking tells.
     """
-    accelerator = isinstance(error, torch.AcceleratorError)
-    if not accelerator and not (isinstance(error, RuntimeError) and "CUDA error" in str(error)):
-        return False
-    return device.type == "cpu" or not _answers(device)
+    return is_device_error(error) and (device.type == "cpu" or not _answers(device))
 
 
 def free_cached_memory(device: torch.device) -> None:
     """Give memory that torch keeps for later back to the device."""
     if device.type == "cuda":
-        torch.cuda.empty_cache()
+        with RECORDING:
+            torch.cuda.empty_cache()
 
 
 def _answers(device: torch.device) -> bool:

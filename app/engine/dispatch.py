@@ -1,4 +1,4 @@
-"""Brings work to its runner: the device thread, or the event loop itself for what is tiny.
+"""Brings work to its runner: a device thread, or the event loop itself for what is tiny.
 
 Handing a batch to a thread and back costs more than a small perceptron computes, so a lane whose
 forwards are that short runs on the event loop, in the tick after its requests came in, and never
@@ -11,6 +11,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import count
 
 import torch
@@ -29,34 +30,39 @@ logger = logging.getLogger(__name__)
 
 
 class Dispatch:
-    """The two runners of one device, the lock that guards what waits for them, and the sweep.
+    """The runners, the lock that guards what waits for them, and the sweep.
+
+    Several devices share one schedule: whichever is free takes what is next. What must run on a
+    certain one waits in a schedule of that device's own.
 
     The sweep answers, every 20 ms while something waits or runs, those whose deadline has passed;
     it sleeps a hundred times as long as it took, so that it never costs more than a hundredth.
 
     Args:
-        on_lost: called on `loop` when the device or its thread can be used no more.
+        devices: a thread each; the event loop stands in for a single processor only.
+        on_lost: called on `loop` when the last device or its thread can be used no more.
         stuck_after_s: a forward that runs for longer counts as a lost device.
     """
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        device: torch.device,
-        *,
+        *devices: torch.device,
         num_threads: int,
         stuck_after_s: float,
         on_lost: Callable[[BaseException], None],
     ) -> None:
         self.loop = loop
-        self.device = device
+        self.devices = devices
         self.lock = threading.Lock()
         self.numbers = count()
-        self.threaded = Schedule()
+        self.threaded = Schedule(len(devices))
+        self.own = [self.threaded] if len(devices) == 1 else [Schedule() for _ in devices]
         self.inline = Schedule()
-        self.scratch = Scratch(device)
-        self.inline_scratch = Scratch(device)
+        self.scratches = [Scratch() for _ in devices]
+        self.inline_scratch = Scratch()
         self.ended = asyncio.Event()
+        self.lost: set[int] = set()
         self._on_lost = on_lost
         self._stuck_after_s = stuck_after_s
         self._inline_soon = False
@@ -64,18 +70,26 @@ class Dispatch:
         self._sweep_due = 0.0
         self._stood_still_until = -math.inf
         self._stopping = False
-        self._thread = DeviceThread(
-            self.threaded,
-            self.lock,
-            loop,
-            num_threads=num_threads,
-            deliver=self._deliver,
-            ended=self._thread_ended,
-        )
+        self._num_ended = 0
+        self._threads = [
+            DeviceThread(
+                [self.threaded] if own is self.threaded else [self.threaded, own],
+                self.lock,
+                loop,
+                device=device,
+                place=place,
+                num_threads=num_threads,
+                call_another=partial(self._wake, self.threaded),
+                deliver=partial(self._deliver, place=place),
+                ended=partial(self._thread_ended, place),
+            )
+            for place, (device, own) in enumerate(zip(devices, self.own, strict=True))
+        ]
 
     def start(self) -> None:
-        """Start the device thread."""
-        self._thread.start()
+        """Start the threads."""
+        for thread in self._threads:
+            thread.start()
 
     def offer(self, source: Source, now: float) -> None:
         """`source` wants a turn; on the event loop, under the lock."""
@@ -83,7 +97,7 @@ class Dispatch:
         if source.home is self.inline:
             self._run_inline_soon()
         else:
-            self._thread.wake()
+            self._wake(source.home)
             self._sweep_soon(SWEEP_EVERY_S)
 
     def move(self, source: Source, home: Schedule, now: float) -> None:
@@ -91,7 +105,7 @@ class Dispatch:
         source.home, source.offered, source.ripening = home, None, False
         home.offer(source, now)
         if home is self.threaded:
-            self._thread.wake()
+            self._wake(home)
             self._sweep_soon(SWEEP_EVERY_S)
 
     def stood_still(self, now: float) -> bool:
@@ -100,12 +114,38 @@ class Dispatch:
         return overslept or now < self._stood_still_until
 
     def stop(self) -> None:
-        """End the thread after the work that it runs; `ended` is set when it has."""
+        """End the threads after the work that they run; `ended` is set when all have."""
         self._stopping = True
         if self._sweep_timer is not None:
             self._sweep_timer.cancel()
         with self.lock:
-            self._thread.stop()
+            for thread in self._threads:
+                thread.stop()
+
+    def lose(self, place: int, cause: BaseException) -> None:
+        """The device number `place` can be used no more; the others go on."""
+        if place in self.lost:
+            return
+        self.lost.add(place)
+        with self.lock:
+            self._threads[place].stop()
+            running = list(self._threads[place].running)
+        if len(self.lost) == len(self.devices):
+            self._on_lost(cause)
+            return
+        logger.critical("%s is lost, the others go on", self.devices[place], exc_info=cause)
+        for work in running:
+            work.lose(cause)
+            work.deliver()
+        for source in list(self.own[place].sources()):
+            source.lose(cause)
+
+    def _wake(self, home: Schedule) -> None:
+        """Whoever sleeps and may take what waits in `home`; under the lock."""
+        for thread, own in zip(self._threads, self.own, strict=True):
+            if home in (self.threaded, own) and thread.is_asleep:
+                thread.wake()
+                return
 
     def _run_inline_soon(self) -> None:
         if not self._inline_soon:
@@ -124,7 +164,7 @@ class Dispatch:
             try:
                 work.run()
             except BaseException as error:
-                self._on_lost(error)
+                self.lose(0, error)
                 raise
             now = time.monotonic()
             with self.lock:
@@ -132,20 +172,22 @@ class Dispatch:
                 work.finish(now)
             self._deliver(work)
 
-    def _deliver(self, work: Work) -> None:
+    def _deliver(self, work: Work, place: int = 0) -> None:
         work.deliver()
         if work.lost is not None:
-            self._on_lost(work.lost)
+            self.lose(place, work.lost)
         if self.inline.has_waiting():
             self._run_inline_soon()
 
-    def _thread_ended(self, died_of: BaseException | None) -> None:
-        self._thread.join()
-        self.ended.set()
+    def _thread_ended(self, place: int, died_of: BaseException | None) -> None:
+        self._threads[place].join()
+        self._num_ended += 1
+        if self._num_ended == len(self.devices):
+            self.ended.set()
         if died_of is not None:
             logger.error("the device thread died", exc_info=died_of)
         if died_of is not None or not self._stopping:
-            self._on_lost(died_of or DeviceLost("the device thread ended"))
+            self.lose(place, died_of or DeviceLost("the device thread ended"))
 
     def _sweep_soon(self, after_s: float) -> None:
         if self._sweep_timer is None and not self._stopping:
@@ -160,15 +202,17 @@ class Dispatch:
             if late_s > PAUSE_S:
                 # Stopped by a signal, or with the whole machine: a forward could not go on either.
                 self._stood_still_until = now + PAUSE_S
-                self._thread.running_since += late_s
-            sources = list(self.threaded.sources())
-            running, since = self._thread.running, self._thread.running_since
+                for thread in self._threads:
+                    thread.running_since += late_s
+            sources = [one for home in {self.threaded, *self.own} for one in home.sources()]
+            flying = [(list(one.running), one.running_since) for one in self._threads]
         for source in sources:
             source.expire(now)
-        if running is not None:
-            running.expire(now)
-            if now - since > self._stuck_after_s:
-                self._on_lost(DeviceLost(f"a forward has not returned for {now - since:.0f} s"))
-                return
-        if sources or running is not None:
+        for place, (running, since) in enumerate(flying):
+            for work in running:
+                work.expire(now)
+            if running and place not in self.lost and now - since > self._stuck_after_s:
+                self.lose(place, DeviceLost(f"a forward has not returned for {now - since:.0f} s"))
+        alive = len(self.lost) < len(self.devices)
+        if alive and (sources or any(running for running, _ in flying)):
             self._sweep_soon(max(SWEEP_EVERY_S, 100 * (time.monotonic() - now)))

@@ -14,6 +14,7 @@ from typing import Any, Final, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from app.engine.device_error import is_out_of_memory
 from models.checkpoint import Golden
 from models.forms import Form, Precision, other_forms, plain_form
 from models.preprocessing import Preprocessing
@@ -32,7 +33,9 @@ LEAST_GAIN: Final = 0.03
 ENOUGH_SAMPLES: Final = 200
 LEAST_AGREEMENT: Final[dict[Precision, float]] = {"bf16": 0.995}
 GOLDEN_ROWS: Final = 8
-TIMED_ROWS: Final = (1, 4)
+TIMED_ROWS: Final = {"cpu": (1, 4), "cuda": (1, 8, 32)}
+# A GPU takes about as long for one row as for many: how it does with these decides.
+JUDGED_ROWS: Final = {"cpu": 1, "cuda": 32}
 # Slower than this at one row, larger batches are not timed: loading must not take minutes.
 SLOW_S: Final = 0.1
 REPETITIONS: Final = 2
@@ -104,10 +107,12 @@ class Reference:
         inputs: float32 `[n, *input_shape]` on the device: golden inputs, or zeros without any.
         outputs: float32 `[n, classes]` on the CPU; None without golden inputs.
         agreement: what publishing found, see `training.agreement`; empty where it did not look.
+        sent: the same inputs before they were finished, on the CPU; None without golden inputs.
     """
 
     inputs: Tensor
     outputs: Tensor | None
+    sent: Tensor | None = None
     agreement: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -121,13 +126,18 @@ class Reference:
         """The first golden rows, or one of zeros."""
         if golden is None:
             return cls(torch.zeros((1, *preprocessing.input_shape), device=device), None)
-        inputs = preprocessing.finish(golden.inputs[:GOLDEN_ROWS])
-        return cls(inputs.to(device), golden.outputs[:GOLDEN_ROWS], agreement or {})
+        sent = golden.inputs[:GOLDEN_ROWS]
+        inputs = preprocessing.finish(sent).to(device)
+        return cls(inputs, golden.outputs[:GOLDEN_ROWS], sent, agreement or {})
+
+    @property
+    def sent_bytes(self) -> Tensor | None:
+        """What was sent, where it was pixels."""
+        return self.sent if self.sent is not None and self.sent.dtype is torch.uint8 else None
 
     def rows(self, num_rows: int) -> Tensor:
         """`num_rows` of the inputs, again from the first where they are fewer."""
-        times = math.ceil(num_rows / len(self.inputs))
-        return torch.cat([self.inputs] * times)[:num_rows]
+        return repeated(self.inputs, num_rows)
 
     def fault(
         self, answer: Callable[[Tensor], Tensor], precision: Precision
@@ -135,7 +145,12 @@ class Reference:
         """The largest change of an output, and what is wrong with it; empty where nothing is."""
         if self.outputs is None:
             return None, "" if precision == "fp32" else "there are no golden inputs to check it on"
-        found = answer(self.inputs).cpu()
+        return self.judged(answer(self.inputs).cpu(), precision)
+
+    def judged(self, found: Tensor, precision: Precision) -> tuple[float | None, str]:
+        """The same of what was `found` for the inputs; on the CPU."""
+        if self.outputs is None:
+            return None, ""
         largest = self.outputs.abs().max().clamp_min(1e-6)
         change = float((found - self.outputs).abs().max() / largest)
         allowed = TOLERANCE[precision]
@@ -164,6 +179,11 @@ class Reference:
         return f"agrees with fp32 on {share:.2%} of {num_samples} samples; {least:.1%} are needed"
 
 
+def repeated(rows: Tensor, num_rows: int) -> Tensor:
+    """`num_rows` of `rows`, again from the first where they are fewer."""
+    return torch.cat([rows] * math.ceil(num_rows / len(rows)))[:num_rows]
+
+
 def choose_form(network: nn.Module, reference: Reference, wanted: Wanted) -> Execution:
     """The quickest eager form that answers as it should; takes up to a few seconds.
 
@@ -180,8 +200,7 @@ def choose_form(network: nn.Module, reference: Reference, wanted: Wanted) -> Exe
         why = "chosen: this version has no int8 form; pytorchlib quantize makes a version that has"
         return Execution(plain, [Trial(plain.name, {}, None, why)])
     with torch.inference_mode():
-        small = wanted in ("auto", "fp32") and _best_of(plain, reference.rows(1), 3) < WORTHWHILE_S
-        if small:
+        if wanted in ("auto", "fp32") and _is_small(plain, reference):
             return Execution(plain, [Trial(plain.name, {}, None, "chosen: too small to gain")])
         forms = [plain, *other_forms(network, wanted)]
         faults = [reference.fault(form, form.precision) for form in forms]
@@ -212,6 +231,17 @@ def chosen_before(network: nn.Module, reference: Reference, choice: Choice) -> E
     return None
 
 
+def _is_small(plain: Form, reference: Reference) -> bool:
+    """Whether there is nothing to gain for anybody to see."""
+    rows = reference.rows(JUDGED_ROWS[reference.inputs.device.type])
+    try:
+        return _best_of(plain, rows, 3) < WORTHWHILE_S
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            return False
+        raise
+
+
 def _verdict(index: int, chosen: int, fault: str, ms: Sequence[dict[int, float]]) -> str:
     if index == chosen:
         return "chosen"
@@ -234,9 +264,14 @@ def _cost(times: dict[int, float], others: dict[int, float]) -> float:
 def _times(forms: Sequence[Form], reference: Reference) -> list[dict[int, float]]:
     """Batch size -> milliseconds, of each form; they take turns, so that noise meets all alike."""
     ms: list[dict[int, float]] = [{} for _ in forms]
-    for size in TIMED_ROWS:
+    for size in TIMED_ROWS[reference.inputs.device.type]:
         rows = reference.rows(size)
-        best = interleaved_best(forms, rows, REPETITIONS)
+        try:
+            best = interleaved_best(forms, rows, REPETITIONS)
+        except RuntimeError as error:
+            if is_out_of_memory(error) and ms[0]:
+                break  # smaller batches decide, and serve
+            raise
         for one, seconds in zip(ms, best, strict=True):
             one[size] = round(seconds * 1000, 3)
         if best[0] > SLOW_S:
@@ -258,11 +293,23 @@ def interleaved_best(
 
 
 def _best_of(function: Callable[[Tensor], Tensor], rows: Tensor, repetitions: int) -> float:
-    best = math.inf
-    for _ in range(repetitions):
-        began = time.perf_counter()
-        answer = function(rows)
-        if answer.is_cuda:
-            torch.cuda.synchronize(answer.device)
-        best = min(best, time.perf_counter() - began)
-    return best
+    measure = _device_s if rows.is_cuda else _elapsed_s
+    return min(measure(function, rows) for _ in range(repetitions))
+
+
+def _elapsed_s(function: Callable[[Tensor], Tensor], rows: Tensor) -> float:
+    began = time.perf_counter()
+    function(rows)
+    return time.perf_counter() - began
+
+
+def _device_s(function: Callable[[Tensor], Tensor], rows: Tensor) -> float:
+    """By the device's own clock, between two events."""
+    with torch.cuda.device(rows.device):
+        began = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        ended = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        began.record()
+        function(rows)
+        ended.record()
+        ended.synchronize()
+    return float(began.elapsed_time(ended)) / 1000

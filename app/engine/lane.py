@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
@@ -34,15 +34,15 @@ class Lane:
     """The queue of one live model; every method belongs to the event loop.
 
     Args:
-        run: forward over rows in host memory, `[size, *row_shape]` to named tensors of `size`
-            rows; called in inference mode by one thread at a time.
+        runs: forward over rows in host memory, `[size, *row_shape]` to named tensors of `size`
+            rows, one for each device; each called in inference mode by one thread at a time.
         row_shape: the shape of one row of input.
     """
 
     def __init__(
         self,
         name: str,
-        run: Run,
+        runs: Sequence[Run],
         row_shape: tuple[int, ...],
         options: LaneOptions,
         dispatch: Dispatch,
@@ -51,7 +51,7 @@ class Lane:
         self.options = options
         self._row_shape = torch.Size(row_shape)
         self._dispatch = dispatch
-        self._turns = Turns(name, run, options, dispatch)
+        self._turns = Turns(name, runs, options, dispatch)
         self._admission = Admission(self._turns, options)
         self._calls = Calls(dispatch)
         self._unanswered: set[Item] = set()
@@ -62,6 +62,11 @@ class Lane:
     def statistics(self) -> LaneStatistics:
         """What it has done so far."""
         return self._turns.statistics
+
+    @property
+    def runs(self) -> Sequence[Run]:
+        """Its forward on each device; none once it is closed."""
+        return self._turns.runs or ()
 
     @property
     def num_waiting_rows(self) -> int:
@@ -149,9 +154,16 @@ class Lane:
             del item, future
 
     async def call(
-        self, function: Callable[[], T], deadline: float | None = None, priority: int = LOWEST
+        self,
+        function: Callable[[], T],
+        deadline: float | None = None,
+        priority: int = LOWEST,
+        place: int = 0,
     ) -> T:
-        """What `function` returns or raises, called on the device thread when its turn comes.
+        """What `function` returns or raises, called on a device's thread when its turn comes.
+
+        Args:
+            place: number of the device.
 
         Raises:
             QueueFull: too many calls of this lane wait already.
@@ -160,7 +172,7 @@ class Lane:
         """
         self._check_open()
         try:
-            return await self._calls.call(function, deadline, priority)
+            return await self._calls.call(function, deadline, priority, place)
         finally:
             self._notice_drained()
 
@@ -179,6 +191,10 @@ class Lane:
                         await self.submit(rows, deadline, LOWEST)
         self.forget_statistics()
 
+    def count_with(self, other: "Lane") -> None:
+        """From now on, count into what `other` counts into."""
+        self._turns.statistics = other.statistics
+
     def forget_statistics(self) -> None:
         """Count anew."""
         self._turns.statistics = LaneStatistics()
@@ -190,7 +206,7 @@ class Lane:
         """
         self.refuse(self._closed)
         await self.drain(drain_s)
-        self._turns.run = None
+        self._turns.runs = None
 
     def let_go(self) -> None:
         """Let go of the network at once; for an owner that dies, on whatever thread it does.
@@ -198,7 +214,7 @@ class Lane:
         It takes no lock, because the garbage collector may call it while this thread holds it.
         """
         self.refuse(self._closed)
-        self._turns.run = None
+        self._turns.runs = None
         if self._unanswered or self._calls:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
                 self._dispatch.loop.call_soon_threadsafe(self.fail, self._closed)

@@ -53,6 +53,7 @@ class LiveModels:
         preload: references that must be live before the service is ready.
         watch_interval_s: how often the store is looked at.
         memory_budget_bytes: for the weights of all that is live; None for no bound.
+        on_lost: told the number of a device that was lost while something was loaded, and why.
     """
 
     def __init__(
@@ -65,11 +66,12 @@ class LiveModels:
         preload: tuple[str, ...] = (),
         watch_interval_s: float = 1.0,
         memory_budget_bytes: int | None = None,
+        on_lost: Callable[[int, BaseException], None] = lambda *_: None,
     ) -> None:
         self.store = store
         self.preload = preload
         self.memory = Memory(memory_budget_bytes)
-        self.loads = Loads(load, open_predictor, proven, self._make_room, self.memory)
+        self.loads = Loads(load, open_predictor, proven, self._make_room, self.memory, on_lost)
         self._watch_interval_s = watch_interval_s
         # What a request looks into: of the routes below those where there is nothing to choose.
         self._whole: dict[str, Predictor] = {}
@@ -352,7 +354,7 @@ class LiveModels:
             recent = max(one.used_at for one in route.predictors()) > idle_since
             if reference in self.preload or (route.traffic.alias is not None and recent):
                 kept |= {id(one) for one in route.predictors()}
-        free = [one for one in self.loaded() if id(one) not in kept and one.lane.is_idle]
+        free = [one for one in self.loaded() if id(one) not in kept and one.is_idle]
         return min(free, key=lambda one: one.used_at, default=None)
 
     def _evict(self, victim: Predictor) -> None:

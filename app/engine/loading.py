@@ -6,12 +6,14 @@ when the version was published.
 
 import logging
 import time
-from dataclasses import dataclass
+from collections.abc import Container, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
 from torch import Tensor, nn
 
+from app.engine.device_error import is_device_error, is_device_lost, is_out_of_memory
 from app.engine.execution import (
     TOLERANCE,
     Execution,
@@ -21,7 +23,7 @@ from app.engine.execution import (
     chosen_before,
 )
 from app.engine.known_choices import KnownChoices
-from app.errors import LoadFailed
+from app.errors import DeviceLost, LoadFailed
 from models import checkpoint
 from models.checkpoint import Golden
 from models.forms import plain_form
@@ -43,6 +45,7 @@ class LoadedVersion:
         network: as its class computes it, in fp32.
         execution: how it computes; may hold another form of the network.
         reference: golden inputs and answers.
+        elsewhere: the same on the other devices, in their order; None on one that is lost.
     """
 
     version: Version
@@ -51,6 +54,37 @@ class LoadedVersion:
     device: torch.device
     execution: Execution
     reference: Reference
+    elsewhere: tuple["LoadedVersion | None", ...] = ()
+
+
+class LostWhileLoading(DeviceLost):
+    """A device can be used no more; which one it was is told to whoever owns it."""
+
+    def __init__(self, version: Version, device: torch.device, place: int = 0) -> None:
+        super().__init__(f"{device} failed while {version} was loaded")
+        self.place = place
+
+
+def load_everywhere(
+    version: Version,
+    devices: Sequence[torch.device],
+    lost: Container[int],
+    precision: Wanted = "fp32",
+    known: KnownChoices | None = None,
+) -> LoadedVersion:
+    """`load_version` on every device that is not lost; raises as it does."""
+    found: list[LoadedVersion | None] = []
+    for place, device in enumerate(devices):
+        try:
+            alive = place not in lost
+            found.append(load_version(version, device, precision, known) if alive else None)
+        except LostWhileLoading as error:
+            error.place = place
+            raise
+    first = next((one for one in found if one is not None), None)
+    if first is None:
+        raise DeviceLost("the device failed and answers no more")
+    return replace(first, elsewhere=tuple(found[1:]))
 
 
 def load_version(
@@ -67,8 +101,25 @@ def load_version(
 
     Raises:
         models.checkpoint.CheckpointError, models.networks.NetworkError: it cannot be loaded.
-        LoadFailed: it does not answer as it did, or not one logit a label.
+        LoadFailed: it does not answer as it did, or not one logit a label, or does not fit.
+        DeviceLost: the device failed, and can be used no more.
     """
+    try:
+        return _loaded(version, device, precision, known)
+    except (RuntimeError, MemoryError) as error:
+        if is_device_lost(error, device):
+            raise LostWhileLoading(version, device) from error
+        if is_out_of_memory(error):
+            raise LoadFailed(f"{version} does not fit into the memory of {device}") from None
+        raise
+
+
+def _loaded(
+    version: Version, device: torch.device, precision: Wanted, known: KnownChoices | None
+) -> LoadedVersion:
+    if device.type == "cuda":
+        # fp32 shall mean fp32: golden outputs come from a processor, and TF32 has 10 bits.
+        torch.backends.cudnn.allow_tf32 = False
     loaded = checkpoint.load(version.folder)
     manifest = loaded.manifest
     network = loaded.network.to(device)
@@ -85,6 +136,10 @@ def load_version(
         agreement if isinstance(agreement, dict) else None,
     )
     execution = _execution(manifest.digest or "", network, reference, precision, known)
+    if device.type == "cuda":
+        # What was copied and cast here will be read on another stream, by another thread.
+        # Not the whole device: another thread may be recording there.
+        torch.cuda.current_stream(device).synchronize()
     for trial in execution.trials:
         log.info("%s in %s: %s", version, trial.form, trial.verdict)
     return LoadedVersion(version, manifest, network, device, execution, reference)
@@ -162,6 +217,8 @@ def _forward(version: Version, network: nn.Module, batch: Tensor, device: torch.
     try:
         output: Tensor = network(batch.to(device)).float().cpu()
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+        if is_device_error(error) or is_out_of_memory(error):
+            raise  # no fault of the network's
         # A network that does not fit what its manifest says of its inputs, or an operator's fault.
         raise LoadFailed(f"{version} fails on an input: {' '.join(str(error).split())}") from error
     return output

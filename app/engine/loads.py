@@ -15,11 +15,13 @@ from typing import Final
 
 import torch
 
-from app.engine.loading import LoadedVersion
+from app.engine.execution import Reference
+from app.engine.loading import LoadedVersion, LostWhileLoading
 from app.engine.memory import Memory
 from app.engine.predictor import Predictor
+from app.engine.rehearsal import rehearse
 from app.engine.short_slices import short_slices
-from app.errors import LoadFailed, ServiceError
+from app.errors import DeviceLost, LoadFailed, ServiceError
 from models.checkpoint import CheckpointError
 from models.manifest import WEIGHTS
 from models.networks import NetworkError
@@ -59,6 +61,7 @@ class Loads:
         proven: called with each version that is live from now on.
         make_room: called with a version and its size in bytes before it is loaded.
         memory: counts what is live and what is coming.
+        on_lost: told the number of a device that was lost over it, and why.
     """
 
     def __init__(
@@ -68,12 +71,14 @@ class Loads:
         proven: Callable[[Predictor], None],
         make_room: Callable[[Version, int], Awaitable[None]],
         memory: Memory,
+        on_lost: Callable[[int, BaseException], None] = lambda *_: None,
     ) -> None:
         self.load = load
         self._open_predictor = open_predictor
         self._tell_proven = proven
         self._make_room = make_room
         self._memory = memory
+        self._on_lost = on_lost
         # Weak: what nobody holds any more is gone, what somebody still holds need not be loaded.
         self._loaded: weakref.WeakValueDictionary[Key, Predictor] = weakref.WeakValueDictionary()
         self._running: dict[Key, asyncio.Task[Predictor]] = {}
@@ -126,6 +131,12 @@ class Loads:
         began = time.monotonic()
         try:
             predictor = await self._proven(version)
+        except LostWhileLoading as error:
+            # The device's fault and not the version's, which is not remembered as a failure.
+            self._on_lost(error.place, error.__cause__ or error)
+            raise
+        except DeviceLost:
+            raise
         except (CheckpointError, NetworkError, ServiceError, OSError) as error:
             longest_s = FAILURE_KEPT_S if isinstance(error, NoRoom) else LONGEST_KEPT_S
             failure = self._remember(key, f"{version} cannot be loaded: {error}", longest_s)
@@ -149,18 +160,24 @@ class Loads:
                 loaded = await loop.run_in_executor(self._threads, self.load, version)
             predictor = self._open_predictor(loaded)
         self._memory.count(predictor)
-        await predictor.lane.warm_up(within_s=WARM_UP_S)
-        if loaded.reference.outputs is not None:
-            answer = await predictor.predict(
-                loaded.reference.inputs.cpu(), time.monotonic() + PROOF_S
-            )
-            _, fault = loaded.reference.fault(
-                lambda _: answer.logits, loaded.execution.form.precision
-            )
-            if fault:
-                raise LoadFailed(f"served, it {fault}")
+        await rehearse(predictor)
+        for lane in predictor.lanes:
+            await lane.warm_up(within_s=WARM_UP_S)
+        await self._prove(predictor, loaded.reference)
         predictor.forget_warm_up()
         return predictor
+
+    async def _prove(self, predictor: Predictor, reference: Reference) -> None:
+        """Ask the golden inputs as anybody would, in every way that they may be asked."""
+        ways = [] if reference.outputs is None else [reference.inputs.cpu()]
+        if predictor.pixels is not None and reference.sent_bytes is not None:
+            ways.append(reference.sent_bytes)
+        precision = predictor.loaded.execution.form.precision
+        for inputs in ways:
+            answer = await predictor.predict(inputs, time.monotonic() + PROOF_S)
+            _, fault = reference.judged(answer.logits, precision)
+            if fault:
+                raise LoadFailed(f"served, it {fault}")
 
     def _remember(self, key: Key, reason: str, longest_s: float) -> Failure:
         """Each further failure is kept twice as long, so that a damaged version costs little."""

@@ -1,20 +1,28 @@
 """One live version, ready to answer: decoding before the batcher, probabilities after it."""
 
+import asyncio
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from app.engine.batch import Run
 from app.engine.batch_policy import LaneOptions
-from app.engine.batcher import Batcher
+from app.engine.batcher import Batcher, Lane
 from app.engine.decoding import Decoder
 from app.engine.loading import LoadedVersion
+from app.engine.pipeline import Accelerator, Pipeline
+from app.engine.respond import pipeline_of, pixel_pipeline_of, run_of
 from app.engine.statistics import Duration, Statistics
-from app.errors import BadInput
+from app.errors import BadInput, DeviceLost
+from models.preprocessing import Preprocessing
+
+# More numbers than these are finished on a thread.
+INLINE_ELEMENTS = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +43,8 @@ class Prediction(NamedTuple):
         queue_ms: from submission to the start of the first batch that held one of its rows.
         compute_ms: time on the device of the batches that held its rows.
         batch_size: rows in the largest of these batches, others' included.
+        best_values, best_labels: probabilities and indices `[n, NUM_BEST]`, the best first, where
+            the device picked them.
     """
 
     logits: Tensor
@@ -42,6 +52,16 @@ class Prediction(NamedTuple):
     queue_ms: float
     compute_ms: float
     batch_size: int
+    best_values: Tensor | None = None
+    best_labels: Tensor | None = None
+
+    def best(self, num_labels: int) -> tuple[Tensor, Tensor]:
+        """The `num_labels` largest probabilities of each row and their indices, the best first."""
+        num_labels = min(num_labels, self.probabilities.shape[1])
+        values, labels = self.best_values, self.best_labels
+        if values is None or labels is None or values.shape[1] < num_labels:
+            values, labels = self.probabilities.topk(num_labels, dim=1)
+        return values[:, :num_labels], labels[:, :num_labels]
 
 
 class Predictor:
@@ -73,7 +93,7 @@ class Predictor:
         self.labels = manifest.labels
         self.input_shape = manifest.preprocessing.input_shape
         self.accepts_pictures = manifest.preprocessing.accepts_pictures
-        self.inputs = _inputs(self.input_shape, self.accepts_pictures)
+        self.inputs = _inputs(manifest.preprocessing)
         self.outputs = tuple(
             TensorSpec(name, "FP32", (len(self.labels),)) for name in ("logits", "probabilities")
         )
@@ -83,13 +103,20 @@ class Predictor:
         self.opened_at = time.time()
         self.answered_at = 0.0
         self._decoder = decoder
-        # The lane must not know this object, or neither would ever be let go of.
-        run = _forward(loaded)
-        self.lane = batcher.open_lane(str(loaded.version), run, options, row_shape=self.input_shape)
-        weakref.finalize(self, self.lane.let_go).atexit = False
+        # The lanes must not know this object, or none of them would ever be let go of.
+        self.lane = _lane(loaded, batcher, options, self.input_shape, pipeline_of)
+        self.pixels: Lane | None = None
+        if self.accepts_pictures and batcher.accelerators[0] is not None:
+            raw_shape = manifest.preprocessing.raw_shape
+            as_bytes = replace(options, dtype=torch.uint8)
+            self.pixels = _lane(loaded, batcher, as_bytes, raw_shape, pixel_pipeline_of)
+            self.pixels.count_with(self.lane)
+        for lane in self.lanes:
+            weakref.finalize(self, lane.let_go).atexit = False
+        weakref.finalize(self, batcher.free_soon).atexit = False
 
     async def decode(self, pictures: Sequence[bytes], deadline: float) -> Tensor:
-        """Encoded pictures as this version's input, float32 `[n, *input_shape]`.
+        """Encoded pictures as `predict` takes them: finished, unless the device does that.
 
         Raises:
             BadInput: this version takes tensors only. QueueFull, DeadlineUnreachable: its queue is
@@ -98,33 +125,52 @@ class Predictor:
         if not self.accepts_pictures:
             raise BadInput(f"{self.name} takes tensors of shape {list(self.input_shape)}")
         # Under overload most are refused, and their pictures would take the processors of the rest.
-        self.lane.foresee(len(pictures), deadline)
+        (self.pixels or self.lane).foresee(len(pictures), deadline)
         began = time.perf_counter_ns()
-        batch = await self._decoder.decode(pictures, self.manifest.preprocessing, deadline)
+        batch = await self._decoder.decode(
+            pictures, self.manifest.preprocessing, deadline, finished=self.pixels is None
+        )
         self.decode_time.add(time.perf_counter_ns() - began)
         return batch
+
+    async def from_pixels(self, pixels: Tensor) -> Tensor:
+        """uint8 `[n, *raw_shape]` as `predict` takes it."""
+        if self.pixels is not None:
+            return pixels
+        if pixels.numel() <= INLINE_ELEMENTS:
+            return self.finished(pixels)
+        return await asyncio.to_thread(self.finished, pixels)
+
+    def finished(self, batch: Tensor) -> Tensor:
+        """What `predict` takes as the network takes it, float32 `[n, *input_shape]`."""
+        as_bytes = batch.dtype is torch.uint8
+        return self.manifest.preprocessing.finish(batch) if as_bytes else batch
 
     async def predict(self, batch: Tensor, deadline: float, priority: int = 0) -> Prediction:
         """Answer a batch.
 
         Args:
-            batch: float32 `[n, *input_shape]` on the CPU, n at least 1.
+            batch: float32 `[n, *input_shape]` on the CPU, n at least 1; or what `decode` and
+                `from_pixels` gave.
             deadline: of `time.monotonic`, in seconds.
             priority: smaller is sooner.
 
         Raises:
             As `Lane.submit`: app.errors.QueueFull, DeadlineExceeded, ForwardFailed, DeviceLost.
         """
-        answer = await self.lane.submit(batch, deadline, priority)
+        pixels = self.pixels
+        lane = self.lane if pixels is None or batch.dtype is torch.float32 else pixels
+        answer = await lane.submit(batch, deadline, priority)
         self.answered_at = time.time()
         outputs = answer.outputs
-        assert isinstance(outputs, dict)  # what `_forward` returns
         return Prediction(
             outputs["logits"],
             outputs["probabilities"],
             answer.queue_ms,
             answer.compute_ms,
             answer.batch_size,
+            outputs.get("best_values"),
+            outputs.get("best_labels"),
         )
 
     @property
@@ -137,9 +183,26 @@ class Predictor:
         """When it last answered, or became live; of `time.time`, in seconds."""
         return max(self.answered_at, self.opened_at)
 
+    @property
+    def lanes(self) -> list[Lane]:
+        """Its ways to the device: for numbers, and for pixels where those go there as bytes."""
+        return [self.lane] if self.pixels is None else [self.lane, self.pixels]
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody waits for an answer."""
+        return all(lane.is_idle for lane in self.lanes)
+
+    @property
+    def num_waiting_rows(self) -> int:
+        """Rows that wait for their turn."""
+        return sum(lane.num_waiting_rows for lane in self.lanes)
+
     def forget_warm_up(self) -> None:
         """Count anew: what was answered so far was nobody's request."""
         self.lane.forget_statistics()
+        if self.pixels is not None:
+            self.pixels.count_with(self.lane)
         self.answered_at = 0.0
 
     @property
@@ -167,26 +230,43 @@ class Predictor:
         )
 
 
-def _forward(loaded: LoadedVersion) -> Callable[[Tensor], dict[str, Tensor]]:
-    """Logits and probabilities on the CPU; the manifest's temperature sharpens or softens these."""
-    execution, device = loaded.execution, loaded.device
-    temperature = loaded.manifest.temperature or 1.0
+def _lane(
+    loaded: LoadedVersion,
+    batcher: Batcher,
+    options: LaneOptions,
+    row_shape: tuple[int, ...],
+    pipeline: Callable[[LoadedVersion, Accelerator], Pipeline],
+) -> Lane:
+    everywhere = [loaded, *loaded.elsewhere]
+    run, *elsewhere = (
+        _run_on(accelerator, one, pipeline)
+        for accelerator, one in zip(batcher.accelerators, everywhere, strict=True)
+    )
+    name = str(loaded.version)
+    return batcher.open_lane(name, run, options, row_shape=row_shape, elsewhere=elsewhere)
 
-    def run(batch: Tensor) -> dict[str, Tensor]:
-        logits = execution(batch)
-        scaled = logits if temperature == 1.0 else logits / temperature
-        return {"logits": logits, "probabilities": torch.softmax(scaled, 1)}
 
-    def run_there(batch: Tensor) -> dict[str, Tensor]:
-        answers = run(batch.to(device, non_blocking=True))
-        return {name: answer.float().cpu() for name, answer in answers.items()}
+def _run_on(
+    accelerator: Accelerator | None,
+    loaded: LoadedVersion | None,
+    pipeline: Callable[[LoadedVersion, Accelerator], Pipeline],
+) -> Run:
+    """The forward of one device; of a lost one, which is never asked again."""
+    if loaded is None:
+        return _gone
+    return run_of(loaded) if accelerator is None else pipeline(loaded, accelerator)
 
-    return run if device.type == "cpu" else run_there
+
+def _gone(rows: Tensor) -> dict[str, Tensor]:
+    raise DeviceLost(f"the device for these {len(rows)} rows is gone")
 
 
-def _inputs(shape: tuple[int, ...], pictures: bool) -> tuple[TensorSpec, ...]:
-    numbers = TensorSpec("input", "FP32", shape)
-    return (numbers, TensorSpec("image", "BYTES", ())) if pictures else (numbers,)
+def _inputs(preprocessing: Preprocessing) -> tuple[TensorSpec, ...]:
+    numbers = TensorSpec("input", "FP32", preprocessing.input_shape)
+    if not preprocessing.accepts_pictures:
+        return (numbers,)
+    pixels = TensorSpec("pixels", "UINT8", preprocessing.raw_shape)
+    return (numbers, TensorSpec("image", "BYTES", ()), pixels)
 
 
 def _memory_bytes(loaded: LoadedVersion) -> int:

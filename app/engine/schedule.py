@@ -3,6 +3,8 @@
 A lane that has nothing to do is in no list, so that a hundred idle ones cost nothing.
 """
 
+import math
+import sys
 from collections.abc import Iterator
 from heapq import heappop, heappush
 from itertools import count
@@ -10,6 +12,7 @@ from typing import Protocol
 
 # Priority (smaller is sooner), deadline, number of arrival.
 Key = tuple[int, float, int]
+LAST: Key = (sys.maxsize, math.inf, 0)
 
 
 class Work(Protocol):
@@ -20,6 +23,15 @@ class Work(Protocol):
 
     def run(self) -> None:
         """Compute; keeps every `Exception` for `deliver`."""
+
+    def start(self, place: int) -> bool:
+        """Compute on the device number `place`, or let it begin; whether it must be landed."""
+
+    def land(self) -> None:
+        """Wait for what was begun; keeps every `Exception` for `deliver`."""
+
+    def lose(self, error: BaseException) -> None:
+        """It will never come back; on the event loop, before `deliver`."""
 
     def finish(self, now: float) -> None:
         """Learn from how it went and say where the next turn is; right after `run`."""
@@ -38,6 +50,10 @@ class Source(Protocol):
     offered: Key | None
     ripening: bool
 
+    @property
+    def is_full(self) -> bool:
+        """Whether its next work may be started behind another that flies."""
+
     def head_key(self) -> Key | None:
         """The turn it wants; None when it wants none."""
 
@@ -53,11 +69,19 @@ class Source(Protocol):
     def expire(self, now: float) -> None:
         """Answer those whose deadline passed while they waited; on the event loop."""
 
+    def lose(self, error: BaseException) -> None:
+        """The device that it waits for is gone; on the event loop."""
+
 
 class Schedule:
-    """Earliest deadline first within a priority, over all sources; every call needs the lock."""
+    """Earliest deadline first within a priority, over all sources; every call needs the lock.
 
-    def __init__(self) -> None:
+    Args:
+        num_runners: devices that share what waits here.
+    """
+
+    def __init__(self, num_runners: int = 1) -> None:
+        self.num_runners = num_runners
         # How long all that waits takes, at most; what waits keeps it up to date.
         self.backlog_s = 0.0
         self.running_until = 0.0
@@ -89,9 +113,24 @@ class Schedule:
             work = source.take(now)
             self._offer_rest(source)
             if work is not None:
-                self.running_until = now + work.expected_s
+                self.running_until = max(now, self.running_until) + work.expected_s
                 return work
         return None
+
+    def head_key(self, now: float) -> Key:
+        """The turn that is next; `LAST` where none is."""
+        self._ripen(now)
+        while self._ready:
+            key, _, source = self._ready[0]
+            if source.home is self and source.offered == key:
+                return key
+            heappop(self._ready)
+        return LAST
+
+    def next_full(self, now: float) -> Work | None:
+        """The work whose turn it is, if it may be started behind another."""
+        is_full = self.head_key(now) is not LAST and self._ready[0][2].is_full
+        return self.next(now) if is_full else None
 
     def wait_s(self, now: float) -> float | None:
         """Seconds until something ripens; None when nothing will by itself."""
@@ -113,7 +152,7 @@ class Schedule:
     def before_s(self, key: Key, now: float) -> float:
         """About how long until everything before `key` is done; asks all that have work."""
         ahead_s = sum(source.waiting_before_s(key) for source in self.sources())
-        return max(0.0, self.running_until - now) + ahead_s
+        return (max(0.0, self.running_until - now) + ahead_s) / self.num_runners
 
     def _offer_rest(self, source: Source) -> None:
         """What is left after a turn has waited already: it never waits to fill up again."""

@@ -15,10 +15,9 @@ MOST_BYTES = 1 << 28
 
 
 class Scratch:
-    """Kept memory, page-locked where the batches go on to a graphics card."""
+    """Kept memory; what goes on to a graphics card is laid out in `app.engine.slots` instead."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._pinned = device.type == "cuda"
+    def __init__(self) -> None:
         self._memory = torch.empty(0, dtype=torch.uint8)
 
     def joined(self, rows: Sequence[Tensor], num_rows: int) -> Tensor:
@@ -29,7 +28,7 @@ class Scratch:
         if not LEAST_BYTES <= num_bytes <= MOST_BYTES:
             return torch.cat(list(rows))
         if self._memory.numel() < num_bytes:
-            self._memory = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=self._pinned)
+            self._memory = torch.empty(num_bytes, dtype=torch.uint8)
         target = self._memory[:num_bytes].view(first.dtype).view(shape)
         return torch.cat(list(rows), out=target)
 

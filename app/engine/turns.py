@@ -4,9 +4,11 @@ A lane has one runner at a time, the device thread or the event loop, so its bat
 """
 
 import logging
+import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from app.engine.batch import Batch, Run, joined
 from app.engine.batch_policy import BatchPolicy, LaneOptions
@@ -15,6 +17,7 @@ from app.engine.device_error import free_cached_memory, is_device_lost, is_out_o
 from app.engine.dispatch import Dispatch
 from app.engine.item_queue import Answer, Item, ItemQueue, Outputs
 from app.engine.lane_statistics import LaneStatistics
+from app.engine.pipeline import Pipeline
 from app.engine.schedule import Key, Schedule
 from app.engine.scratch import Scratch
 from app.errors import (
@@ -39,16 +42,22 @@ class OutOfDeviceMemory(Unavailable):
 class Turns:
     """What a schedule sees of a lane."""
 
-    def __init__(self, name: str, run: Run, options: LaneOptions, dispatch: Dispatch) -> None:
+    def __init__(
+        self, name: str, runs: Sequence[Run], options: LaneOptions, dispatch: Dispatch
+    ) -> None:
+        if len(runs) > 1 or isinstance(runs[0], Pipeline):
+            # The event loop cannot stand in for several devices, nor for one that has a thread.
+            options = replace(options, inline_below_ms=0.0)
         self.name = name
         self.items = ItemQueue()
-        self.policy = BatchPolicy(options, dispatch.device)
+        self.policy = BatchPolicy(options, dispatch.devices[0])
         self.statistics = LaneStatistics()
         self.home: Schedule = dispatch.threaded
         self.offered: Key | None = None
         self.ripening = False
         self._backlog_s = 0.0
-        self.run: Run | None = run
+        # One a device, in their order; None once the network is let go of.
+        self.runs: Sequence[Run] | None = runs
         self.num_out = 0
         # Called after every turn while somebody waits for the lane to be empty.
         self.on_over: Callable[[], None] | None = None
@@ -68,16 +77,21 @@ class Turns:
         return self.items.num_rows * self.drain_row_s or self.home.backlog_s or 1.0
 
     @property
-    def scratch(self) -> Scratch:
+    def is_full(self) -> bool:
+        """Whether a batch may be started behind another: none smaller would come of it."""
+        flies = self.runs is not None and isinstance(self.runs[0], Pipeline)
+        return flies and self.items.num_rows >= self.policy.sizes.largest
+
+    def scratch(self, place: int) -> Scratch:
         """Of the thread that its batches run on."""
-        return self._dispatch.inline_scratch if self.is_inline else self._dispatch.scratch
+        return self._dispatch.inline_scratch if self.is_inline else self._dispatch.scratches[place]
 
     # Under the lock, on any thread
 
     def head_key(self) -> Key | None:
         """The turn of the item that is first."""
         head = self.items.head()
-        return None if head is None or self.run is None else head.key
+        return None if head is None or self.runs is None else head.key
 
     def ripe_at(self, now: float) -> float:
         """Now, unless a delay is allowed and the largest batch is not full."""
@@ -93,8 +107,8 @@ class Turns:
 
     def take(self, now: float) -> "Turn | None":
         """The next batch, and those found late on the way to it."""
-        run, head = self.run, self.items.head()
-        if run is None or head is None:
+        runs, head = self.runs, self.items.head()
+        if runs is None or head is None:
             return None
         limit = self.policy.rows_to_take(self.items.num_rows, head.deadline - now, self.is_inline)
         too_late = now + self.policy.too_late_s(self.items.num_rows, limit, now)
@@ -102,7 +116,7 @@ class Turns:
         self._recount()
         self.num_out += 1
         batches = [Batch(parts, num_rows, self.policy.sizes.padded)] if parts else []
-        return Turn(self, run, batches, late, now)
+        return Turn(self, runs, batches, late, now)
 
     def waiting_before_s(self, key: Key) -> float:
         """About how long the rows before `key` will take."""
@@ -190,6 +204,9 @@ class Turns:
         for item in late:
             self.expire_item(item, now, waiting=True)
 
+    def lose(self, error: BaseException) -> None:
+        """Nothing: a lane waits for no device in particular."""
+
     def over(self, turn: "Turn") -> None:
         """Count a turn that was delivered."""
         for batch in turn.batches:
@@ -201,13 +218,18 @@ class Turns:
         if self.on_over is not None:
             self.on_over()
 
-    def is_lost(self, error: Exception) -> bool:
+    def is_lost(self, error: Exception, place: int) -> bool:
         """Whether `error` says that the device answers no more; asks the device."""
-        return is_device_lost(error, self._dispatch.device)
+        return is_device_lost(error, self._dispatch.devices[place])
 
-    def free_memory(self) -> None:
+    def free_memory(self, place: int) -> None:
         """Give memory that torch keeps for later back to the device."""
-        free_cached_memory(self._dispatch.device)
+        free_cached_memory(self._dispatch.devices[place])
+
+    @property
+    def lock(self) -> threading.Lock:
+        """What guards all that several threads see."""
+        return self._dispatch.lock
 
     def _recount(self) -> None:
         """Keep the home's sum of what waits up to date with this lane."""
@@ -229,14 +251,21 @@ class Turn:
     """One batch on its way through the runner, and the items that were late for it."""
 
     def __init__(
-        self, turns: Turns, run: Run, batches: list[Batch], late: Sequence[Item], now: float
+        self,
+        turns: Turns,
+        runs: Sequence[Run],
+        batches: list[Batch],
+        late: Sequence[Item],
+        now: float,
     ) -> None:
         self.batches = batches
         self.halved = False
         self.expected_s = 0.0
         self.lost: BaseException | None = None
         self._turns = turns
-        self._run = run
+        self._runs = runs
+        self._place = 0
+        self._is_delivered = False
         self.late = late
         self._answers: list[tuple[Item, Outputs]] = []
         self._failed: list[tuple[Item, Exception]] = []
@@ -249,13 +278,42 @@ class Turn:
     def run(self) -> None:
         """Compute; what did not fit into memory is tried once more, as two halves."""
         for batch in self.batches:
-            batch.run(self._run, self._turns.scratch)
+            batch.run(self._runs[self._place], self._turns.scratch(self._place))
+        self._complete()
+
+    def start(self, place: int) -> bool:
+        """The same on the device number `place`; or begin it, where that computes by itself."""
+        self._place = place
+        run = self._runs[place]
+        if not (self.batches and isinstance(run, Pipeline)):
+            self.run()
+            return False
+        self.batches[0].start(run)
+        if self.batches[0].error is None:
+            return True
+        self._complete()
+        return False
+
+    def land(self) -> None:
+        """Wait for what was begun."""
+        run = self._runs[self._place]
+        if isinstance(run, Pipeline):
+            self.batches[0].land(run)
+        self._complete()
+
+    def lose(self, error: BaseException) -> None:
+        """Whoever is in it shall hear that its device is gone."""
+        self.lost = error
+        for batch in self.batches:
+            batch.error = batch.error or DeviceLost(str(error))
+
+    def _complete(self) -> None:
         if self.batches and is_out_of_memory(self.batches[0].error):
             self._run_halves()
         for batch in self.batches:
             if batch.error is None:
                 self._bring_back(batch)
-            elif self.lost is None and self._turns.is_lost(batch.error):
+            elif self.lost is None and self._turns.is_lost(batch.error, self._place):
                 self.lost = batch.error
 
     def finish(self, now: float) -> None:
@@ -263,7 +321,10 @@ class Turn:
         self._turns.learn(self.batches, self.halved, now)
 
     def deliver(self) -> None:
-        """Answer everybody in it, on the event loop."""
+        """Answer everybody in it, on the event loop; once, though a lost device may come back."""
+        if self._is_delivered:
+            return
+        self._is_delivered = True
         now = time.monotonic()
         for item in self.late:
             self._turns.expire_item(item, now, waiting=True)
@@ -286,23 +347,26 @@ class Turn:
         """Once the `except` is left: its traceback would keep the tensors of what failed."""
         whole = self.batches[0]
         whole.error = None
-        self._turns.free_memory()
+        self._turns.free_memory(self._place)
         self.batches = whole.halves(self._turns.policy.sizes.padded)
         self.halved = len(self.batches) > 1
         for half in self.batches:
-            half.run(self._run, self._turns.scratch)
+            half.run(self._runs[self._place], self._turns.scratch(self._place))
 
     def _bring_back(self, batch: Batch) -> None:
         for part, outputs in zip(batch.parts, batch.outputs, strict=True):
             item = part.item
-            item.compute_s += batch.compute_s
-            item.batch_size = max(item.batch_size, batch.num_rows)
-            item.num_answered += part.stop - part.start
-            if item.num_answered == part.stop - part.start == item.num_rows:
+            if part.stop - part.start == item.num_rows:
+                item.compute_s, item.batch_size = batch.compute_s, batch.num_rows
                 self._answers.append((item, outputs))
                 continue
-            item.pieces = [*(item.pieces or ()), (part.start, outputs)]
-            if item.num_answered == item.num_rows:
+            with self._turns.lock:  # another device may have the rest of its rows
+                item.compute_s += batch.compute_s
+                item.batch_size = max(item.batch_size, batch.num_rows)
+                item.num_answered += part.stop - part.start
+                item.pieces = [*(item.pieces or ()), (part.start, outputs)]
+                is_whole = item.num_answered == item.num_rows
+            if is_whole:
                 self._join(item, item.pieces)
 
     def _join(self, item: Item, pieces: Sequence[tuple[int, Outputs]]) -> None:
