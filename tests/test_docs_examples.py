@@ -142,6 +142,9 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
         for path in store.version("digits", 1).folder.iterdir():
             (folder / path.name).write_bytes(path.read_bytes())
         (folder / "cat.jpg").write_bytes(png(7, 90))
+        with zipfile.ZipFile(folder / "digits.zip", "w") as archive:
+            for digit in range(10):
+                archive.writestr(f"{digit}/one.png", png(digit, 0))
         yield Reader(folder, address)
 
 

@@ -40,6 +40,7 @@ SAYS = {
     "pytorchlib predict": "sample-digit.png: 3 ",
     "pytorchlib evaluate": r"accuracy\s+9[89]",
     "pytorchlib export": "digits.pt: the weights of digits:1",
+    "pytorchlib train --dataset mnist --num-processes 2": r"test accuracy  9\d\.\d",
     "pytorchlib train --dataset mnist --name mnist": r"test accuracy  99\.\d",
     "pytorchlib train --dataset mnist --network mlp": r"test accuracy  9\d\.\d",
     "pytorchlib train --dataset ./pictures": "published      insects:1",

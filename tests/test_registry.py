@@ -4,7 +4,6 @@ import hashlib
 import io
 import json
 import os
-import re
 import subprocess
 import sys
 import time
@@ -314,27 +313,3 @@ def test_the_official_openai_client_lists_models(server: str) -> None:
         assert client.models.retrieve("digits").id == "digits"
         with pytest.raises(openai.NotFoundError):
             client.models.retrieve("nobody")
-
-
-@pytest.mark.slow
-def test_every_example_of_the_page_about_versions_works(
-    server: str, elsewhere: Path, tmp_path: Path
-) -> None:
-    for name in (MANIFEST, WEIGHTS, GOLDEN):
-        (tmp_path / name).write_bytes((elsewhere / name).read_bytes())
-    page = (ROOT / "docs" / "versions.md").read_text().replace("\\\n", "")
-    lines = [
-        line for block in re.findall(r"```sh\n(.*?)```", page, re.S) for line in block.split("\n")
-    ]
-    assert len(lines) > 10
-    for line in filter(None, lines):
-        done = subprocess.run(
-            ["bash", "-ec", line],
-            cwd=tmp_path,
-            env={**os.environ, "URL": f"{server}/models/digits"},
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-        assert done.returncode == 0, line
-        assert '{"error"' not in done.stdout, f"{line}: {done.stdout}"

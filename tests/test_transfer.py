@@ -232,7 +232,7 @@ def test_ants_and_bees_are_told_apart_on_a_real_backbone(real_data: Path, tmp_pa
         backbones.published_preprocessing("mobilenet_v2"),
         weights.name,
     )
-    settings = FinetuneConfig.of(dataset=str(real_data / "hymenoptera"), epochs=30)
+    settings = FinetuneConfig.of(dataset=str(real_data / "hymenoptera"))
     request = request_of(settings)
     trained = drive(fine_tune(request, tmp_path, tmp_path / "run", backbone=mobilenet)).trained
     assert trained.dataset.notes == (

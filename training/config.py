@@ -203,12 +203,19 @@ class FinetuneConfig(DataConfig, FitConfig):
     batch_size: Annotated[int, Field(ge=1, le=65_536)] = Field(
         default=32, description="Samples in one step."
     )
-    learning_rate: Positive = Field(default=2e-3, description="The peak of the head's schedule.")
+    optimizer: Literal["adamw", "sgd"] = Field(
+        default="sgd", description="The rule that turns gradients of the head into steps."
+    )
+    learning_rate: Positive = Field(
+        default=1e-3,
+        description="The peak of the head's schedule; unless given, by batch size and optimizer.",
+    )
     schedule: Literal["constant", "cosine", "one-cycle"] = Field(
         default="cosine", description="How the learning rate moves over the run."
     )
     weight_decay: NotNegative = Field(
-        default=1e-2, description="Decoupled for AdamW; never on norms and biases."
+        default=1e-2,
+        description="Never on norms and biases; unless given, less for more samples.",
     )
     augment: Literal["none", "shift", "digits", "natural"] = Field(
         default="natural",
@@ -221,7 +228,7 @@ class FinetuneConfig(DataConfig, FitConfig):
         default=16, description="Samples in one step once all layers learn."
     )
     unfreeze_learning_rate: Positive = Field(
-        default=1e-3, description="The head's peak once all layers learn."
+        default=1e-4, description="The head's peak once all layers learn."
     )
     unfreeze_factor: Annotated[float, Field(ge=1, allow_inf_nan=False)] = Field(
         default=100.0,
