@@ -45,6 +45,7 @@ SAYS = {
     "pytorchlib train --dataset mnist --network mlp": r"test accuracy  9\d\.\d",
     "pytorchlib train --dataset ./pictures": "published      insects:1",
     "pytorchlib finetune": r"accuracy  9\d.*published      ants-bees:1",
+    "pytorchlib quantize": r"agreement .*published +ants-bees-int8:1",
     "pytorchlib import": "published      parts:1",
     'curl -F file=@pictures.zip "$URL/datasets"': '"id":"dset-',
     'curl -H "$JSON" "$URL/fine_tuning/jobs"': '"id":"ftjob-',
