@@ -1,5 +1,6 @@
 """Transfer learning on a network of a few hundred weights, and once on a real backbone."""
 
+import json
 from collections.abc import Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -239,3 +240,10 @@ def test_ants_and_bees_are_told_apart_on_a_real_backbone(real_data: Path, tmp_pa
         "train/ants/imageNotFound.gif: skipped; JPEG, PNG and WebP are read",
     )
     assert trained.report.accuracy >= 0.95
+
+
+@pytest.mark.parametrize("unfreeze_epochs", [0, 2])
+def test_a_run_that_goes_on_asks_for_what_it_began_with(unfreeze_epochs: int) -> None:
+    asked = FinetuneConfig.of(dataset="pictures", unfreeze_epochs=unfreeze_epochs)
+    kept = json.loads(asked.model_dump_json())
+    assert request_of(FinetuneConfig.of(**kept)) == request_of(asked)

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+Auto = Literal["auto"]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
@@ -206,16 +207,14 @@ class FinetuneConfig(DataConfig, FitConfig):
     optimizer: Literal["adamw", "sgd"] = Field(
         default="sgd", description="The rule that turns gradients of the head into steps."
     )
-    learning_rate: Positive = Field(
-        default=1e-3,
-        description="The peak of the head's schedule; unless given, by batch size and optimizer.",
+    learning_rate: Positive | Auto = Field(  # type: ignore[assignment]
+        default="auto", description="The peak of the head's schedule."
     )
     schedule: Literal["constant", "cosine", "one-cycle"] = Field(
         default="cosine", description="How the learning rate moves over the run."
     )
-    weight_decay: NotNegative = Field(
-        default=1e-2,
-        description="Never on norms and biases; unless given, less for more samples.",
+    weight_decay: NotNegative | Auto = Field(  # type: ignore[assignment]
+        default="auto", description="Never on norms and biases; auto is less for more samples."
     )
     augment: Literal["none", "shift", "digits", "natural"] = Field(
         default="natural",
@@ -227,8 +226,8 @@ class FinetuneConfig(DataConfig, FitConfig):
     unfreeze_batch_size: Annotated[int, Field(ge=1, le=65_536)] = Field(
         default=16, description="Samples in one step once all layers learn."
     )
-    unfreeze_learning_rate: Positive = Field(
-        default=1e-4, description="The head's peak once all layers learn."
+    unfreeze_learning_rate: Positive | Auto = Field(
+        default="auto", description="The head's peak once all layers learn."
     )
     unfreeze_factor: Annotated[float, Field(ge=1, allow_inf_nan=False)] = Field(
         default=100.0,

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import Field
 
 from training.config import (
+    Auto,
     Config,
     ConfigError,
     Count,
@@ -20,7 +21,6 @@ from training.config import (
     Positive,
 )
 
-Auto = Literal["auto"]
 Epochs = Annotated[int, Field(ge=1, le=100_000)]
 BatchSize = Annotated[int, Field(ge=1, le=65_536)]
 LINEAR_PROBE: Final = "linear_probe"
@@ -307,30 +307,19 @@ class FineTuneRequest(Config):
         return METHODS[self.method].of(**self.hyperparameters)
 
 
-PACE: Final = frozenset({"optimizer", "learning_rate", "weight_decay", "unfreeze_learning_rate"})
-"""Options of the command line that a method knows better values for than one for all."""
-
-
 def request_of(
     config: FinetuneConfig, *, weights: str | None = None, validation: str = "auto"
 ) -> FineTuneRequest:
-    """What the options of the command line ask for: the head alone, or all layers after it.
-
-    How fast it learns is left to the method unless it was said.
-    """
+    """What the options of the command line ask for: the head alone, or all layers after it."""
     method = FINE_TUNE if config.unfreeze_epochs else LINEAR_PROBE
-    left = PACE - config.model_fields_set
-    given = {name: value for name, value in config.model_dump().items() if name not in left}
+    given = config.model_dump()
     known = METHODS[method].model_fields
-    settings = {name: value for name, value in given.items() if name in known}
+    phase = ("epochs", "batch_size", "learning_rate")
+    alone = (*phase, "optimizer", "weight_decay") if method == FINE_TUNE else ()
+    settings = {name: value for name, value in given.items() if name in known and name not in alone}
     if method == FINE_TUNE:
-        phase = ("epochs", "batch_size", "learning_rate")
-        alone = (*phase, "optimizer", "weight_decay")
-        for name in {*alone} & settings.keys():
-            del settings[name]
-        settings |= {f"head_{name}": given[name] for name in alone if name in given}
-        later = {name: f"unfreeze_{name}" for name in phase}
-        settings |= {name: given[one] for name, one in later.items() if one in given}
+        settings |= {f"head_{name}": given[name] for name in alone}
+        settings |= {name: given[f"unfreeze_{name}"] for name in phase}
         settings["layer_factor"] = config.unfreeze_factor
     shared = ("dataset", "seed", "label_column", "data_root")
     return FineTuneRequest.of(
