@@ -100,10 +100,17 @@ def test_all_layers_may_learn_after_the_head(backbone: Backbone) -> None:
     assert torch.equal(after[running], backbone.state[running])
 
 
-def test_all_layers_are_given_up_where_the_head_alone_was_better(backbone: Backbone) -> None:
+def test_all_layers_are_given_up_where_the_head_alone_was_better(
+    backbone: Backbone, tmp_path: Path
+) -> None:
     # A decay that takes the weights away, once all layers learn at this rate.
     decay = {"optimizer": "sgd", "weight_decay": 1.0, "unfreeze_learning_rate": 0.1}
-    trained = tuned(backbone, unfreeze_epochs=3, unfreeze_factor=1.0, **decay)
+    settings = config(unfreeze_epochs=3, unfreeze_factor=1.0, **decay)
+    done = drive(tuning(backbone, tmp_path, settings))
+    trained = done.trained
+    assert "the last layer alone did better, so all others are as before" in done.notes
+    for name, tensor in body(trained.network.state_dict()).items():
+        assert torch.equal(tensor, backbone.state[name]), name
     whole = drive(measure(trained.network, trained.dataset))
     assert whole.accuracy == trained.report.accuracy == trained.fitted.best.validation_accuracy
 

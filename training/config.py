@@ -204,8 +204,9 @@ class FinetuneConfig(DataConfig, FitConfig):
     batch_size: Annotated[int, Field(ge=1, le=65_536)] = Field(
         default=32, description="Samples in one step."
     )
-    optimizer: Literal["adamw", "sgd"] = Field(
-        default="sgd", description="The rule that turns gradients of the head into steps."
+    optimizer: Literal["auto", "adamw", "sgd"] = Field(  # type: ignore[assignment]
+        default="auto",
+        description="The rule that turns gradients into steps; auto is sgd for the head alone.",
     )
     learning_rate: Positive | Auto = Field(  # type: ignore[assignment]
         default="auto", description="The peak of the head's schedule."

@@ -312,15 +312,14 @@ def request_of(
 ) -> FineTuneRequest:
     """What the options of the command line ask for: the head alone, or all layers after it."""
     method = FINE_TUNE if config.unfreeze_epochs else LINEAR_PROBE
-    given = config.model_dump()
-    known = METHODS[method].model_fields
-    phase = ("epochs", "batch_size", "learning_rate")
-    alone = (*phase, "optimizer", "weight_decay") if method == FINE_TUNE else ()
-    settings = {name: value for name, value in given.items() if name in known and name not in alone}
+    given = {name: value for name, value in config.model_dump().items() if value != "auto"}
+    options = {name: name for name in METHODS[method].model_fields}
     if method == FINE_TUNE:
-        settings |= {f"head_{name}": given[name] for name in alone}
-        settings |= {name: given[f"unfreeze_{name}"] for name in phase}
-        settings["layer_factor"] = config.unfreeze_factor
+        phase = ("epochs", "batch_size", "learning_rate")
+        options |= {f"head_{name}": name for name in (*phase, "optimizer", "weight_decay")}
+        options |= {name: f"unfreeze_{name}" for name in phase}
+        options["layer_factor"] = "unfreeze_factor"
+    settings = {name: given[option] for name, option in options.items() if option in given}
     shared = ("dataset", "seed", "label_column", "data_root")
     return FineTuneRequest.of(
         base=config.backbone,
