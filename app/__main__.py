@@ -98,7 +98,6 @@ def worker(flags: dict[str, Any]) -> None:
 
     settings = read_settings(flags)
     configure_logging(settings)
-    _spin_briefly()
     sys.path.append(str(Path.cwd()))
     work(settings)
 

@@ -1,13 +1,12 @@
 """`/v1/models/{model}/aliases`: which version a name means, who else gets its requests, and why."""
 
 import asyncio
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal
 
 from fastapi import APIRouter, Path, Query, Request
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from app.api.caller import read_body
-from app.api.complaint import complaint
+from app.api.json_body import read_json
 from app.api.permission import key_name, requires
 from app.api.schema import error_answers, shown
 from app.engine.live import LiveModels
@@ -17,7 +16,6 @@ from app.errors import BadInput, LoadFailed, VersionUnusable
 from models.aliases import AliasMove, Split
 from models.store import ModelStore, UnknownVersion, Version
 
-MAX_BODY_BYTES: Final = 64 * 1024
 _MODEL: Final = Path(description="Name of the model.", examples=["digits"], max_length=80)
 _ALIAS: Final = Path(description="Name of the alias.", examples=["production"], max_length=80)
 _SHADOW: Final = {
@@ -141,9 +139,6 @@ class RollbackWish(_Wish):
     """Why it should go back."""
 
 
-W = TypeVar("W", bound=_Wish)
-
-
 def alias_routes(store: ModelStore, live: LiveModels) -> APIRouter:
     """The routes of aliases."""
     router = APIRouter(prefix="/v1/models/{model}", tags=["models"])
@@ -206,7 +201,7 @@ def _add_moving(router: APIRouter, store: ModelStore, live: LiveModels) -> None:
         openapi_extra=_body_of(AliasWish, {"version": 2, "expected": 1, "why": "better"}),
     )
     async def set_alias(request: Request, model: str = _MODEL, alias: str = _ALIAS) -> MoveRecord:
-        wish = await _read(request, AliasWish)
+        wish = await read_json(request, AliasWish, empty=b"{}")
         split = _split_of(wish)
         wanted = {wish.version, *split.versions()}
         versions = await asyncio.to_thread(lambda: [store.version(model, one) for one in wanted])
@@ -239,7 +234,7 @@ def _add_moving(router: APIRouter, store: ModelStore, live: LiveModels) -> None:
         openapi_extra=_body_of(RollbackWish, {"expected": 2, "why": "slower"}, required=False),
     )
     async def roll_back(request: Request, model: str = _MODEL, alias: str = _ALIAS) -> MoveRecord:
-        wish = await _read(request, RollbackWish)
+        wish = await read_json(request, RollbackWish, empty=b"{}")
         expected = _expected(wish)
         back = await asyncio.to_thread(lambda: store.rolls_back_to(model, alias, **expected))
         held = await _prepared(live, [back], f"{model}@{alias}")
@@ -283,17 +278,6 @@ def _add_moving(router: APIRouter, store: ModelStore, live: LiveModels) -> None:
         )
         await live.refresh(model)
         return await _newest(store, model, move)
-
-
-async def _read(request: Request, kind: type[W]) -> W:
-    """The body, bounded before it is parsed; none is an empty wish."""
-    length = request.headers.get("content-length")
-    body = await read_body(request.receive, length.encode() if length else None, MAX_BODY_BYTES)
-    try:
-        return kind.model_validate_json(bytes(body) or b"{}")
-    except ValidationError as error:
-        sentence, field = complaint(error.errors())
-        raise BadInput(sentence, param=field) from None
 
 
 def _split_of(wish: AliasWish) -> Split:

@@ -4,12 +4,13 @@ import asyncio
 from typing import Any, Final
 
 from fastapi import Request
-from fastapi.exceptions import RequestValidationError
 from pydantic import Field, ValidationError, field_validator
 
 from app.api.dataset_intake import KINDS, Intake, Wanted, told
 from app.api.evaluation_schema import EvaluationRequest, Versions
+from app.api.json_body import bad_input
 from app.api.permission import key_name
+from app.api.schema import EMPTY
 from app.errors import BadInput, MediaTypeRefused
 from app.evaluation.uploads import Uploads
 from models.store import ModelStore
@@ -21,8 +22,12 @@ FORM: Final = "multipart/form-data"
 class UploadedEvaluation(Versions):
     """A version, and samples in the field `file`; every field is a text."""
 
-    name: str = Field("", max_length=255, description="What to call the samples.")
-    label_column: str = Field("", max_length=255, description="Column of a CSV with the label.")
+    name: str = Field(
+        "", max_length=255, description="What to call the samples.", json_schema_extra=EMPTY
+    )
+    label_column: str = Field(
+        "", max_length=255, description="Column of a CSV with the label.", json_schema_extra=EMPTY
+    )
     keep: bool = Field(
         False, description="Whether they stay as a dataset; takes the scope `data:write`."
     )
@@ -79,12 +84,7 @@ def _wanted(fields: dict[str, str]) -> UploadedEvaluation:
     try:
         return UploadedEvaluation.model_validate(fields)
     except ValidationError as error:
-        raise invalid(error) from None
-
-
-def invalid(error: ValidationError) -> RequestValidationError:
-    """As FastAPI tells it of a body that it reads itself."""
-    return RequestValidationError([{**one, "loc": ("body", *one["loc"])} for one in error.errors()])
+        raise bad_input(error) from None
 
 
 def _check_usable(stored: StoredDataset) -> None:

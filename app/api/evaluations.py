@@ -14,9 +14,8 @@ from typing import Annotated, Any, Final, Literal
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi import Path as PathParameter
 from fastapi.responses import HTMLResponse, JSONResponse
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from app.api.caller import read_body
 from app.api.dataset_intake import Intake
 from app.api.evaluation_page import evaluation_page
 from app.api.evaluation_schema import (
@@ -32,7 +31,8 @@ from app.api.evaluation_schema import (
     Versions,
     Wanted,
 )
-from app.api.evaluation_upload import BODY, invalid, is_form, receive_samples
+from app.api.evaluation_upload import BODY, is_form, receive_samples
+from app.api.json_body import read_json
 from app.api.page_template import CONTENT_POLICY
 from app.api.permission import key_name, requires, requires_or_signed, signed_link
 from app.api.schema import error_answers, shown
@@ -44,7 +44,6 @@ from models.store import ModelStore
 from training.builtin import NAMES
 from training.publish import with_temperature
 
-MAX_JSON_BYTES: Final = 64 * 1024
 DATASET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
@@ -109,7 +108,7 @@ def _add_creation(
             wanted, stored = await receive_samples(request, intake, examiner.uploads, store)
             samples = Samples(stored.id, str(stored.folder), stored.manifest.name)
         else:
-            wanted = read = await _read(request)
+            wanted = read = await read_json(request, EvaluationRequest)
             samples = await asyncio.to_thread(_found, read.dataset, limits)
         named = [str(await asyncio.to_thread(store.resolve, one)) for one in wanted.versions()]
         question = _question(wanted, samples, limits, *named)
@@ -297,16 +296,6 @@ class Samples:
     id: str
     path: str
     shown_as: str
-
-
-async def _read(request: Request) -> EvaluationRequest:
-    """The JSON of a request whose samples are here already, bounded before it is parsed."""
-    length = request.headers.get("content-length")
-    body = await read_body(request.receive, length.encode() if length else None, MAX_JSON_BYTES)
-    try:
-        return EvaluationRequest.model_validate_json(bytes(body))
-    except ValidationError as error:
-        raise invalid(error) from None
 
 
 def _found(dataset: str, limits: EvaluationLimits) -> Samples:
