@@ -69,17 +69,18 @@ async def test_while_others_ask_one_short_batch_is_followed_by_a_long_rest(
 ) -> None:
     predictor = await engine.live.get("digits", "2")
     asked = await watched(engine, monkeypatch)
-    task = asyncio.create_task(found(engine, digits(part="train")))
-    waits = []
-    while not task.done():
-        answer = await predictor.predict(ROW, time.monotonic() + 10)
-        waits.append((time.monotonic(), answer.compute_ms))
-        await asyncio.sleep(0.005)
-    assert (await task).findings.num_offered > 1000
-    # From when the evaluation can have noticed that it is not alone.
-    gentle = [one for one in asked if one.began > asked[0].ended + 0.5]
-    if len(gentle) <= 5:
-        pytest.skip("this machine was through before the evaluation could notice the others")
+    # A machine may be through with all before the evaluation can notice that it is not alone.
+    for _ in range(5):
+        asked.clear()
+        task = asyncio.create_task(found(engine, digits(part="train")))
+        while not task.done():
+            await predictor.predict(ROW, time.monotonic() + 10)
+            await asyncio.sleep(0.005)
+        assert (await task).findings.num_offered > 1000
+        gentle = [one for one in asked if one.began > asked[0].ended + 0.5]
+        if len(gentle) > 5:
+            break
+    assert len(gentle) > 5
     assert {one.in_flight for one in gentle} == {1}
     alone_ms = predictor.lane.expected_ms(1)
     assert all(one.expected_ms <= 2 * max(GENTLE_MS, alone_ms) for one in gentle)

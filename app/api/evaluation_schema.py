@@ -5,6 +5,7 @@ from typing import Annotated, Any, Final, Literal
 from fastapi import Path
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.api.schema import EMPTY
 from app.evaluation.rule import Rule
 from app.jobs.job import State
 
@@ -94,10 +95,15 @@ class Versions(Wanted):
     """A version, and maybe one to compare with."""
 
     model: str = Field(
-        description="`digits`, `digits@alias` or `digits:3`.", examples=["digits"], max_length=200
+        description="`digits`, `digits@alias` or `digits:3`.",
+        json_schema_extra={"example": "digits"},
+        max_length=200,
     )
     compare_to: str | None = Field(
-        None, description="Another version, named the same way.", max_length=200
+        None,
+        description="Another version, named the same way.",
+        json_schema_extra=EMPTY,
+        max_length=200,
     )
     leave_out_seen: bool | None = Field(
         None,

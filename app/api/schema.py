@@ -66,7 +66,7 @@ KEY: Final = {
 }
 
 
-EMPTY: Final = {"example": ""}
+EMPTY: Final[dict[str, Any]] = {"example": ""}
 """Lets *Try it out* leave a field of a form empty, where it would fill in the word string."""
 
 
