@@ -25,7 +25,7 @@ from benchmarks import cuda_networks, ours, payload
 from benchmarks.cuda_loops import Curve, curves, decoded_per_s
 from benchmarks.cuda_networks import STUB, publish
 from benchmarks.machine import cores, this_machine
-from benchmarks.record import Record, Table
+from benchmarks.record import Record, Table, command_of, tell
 from benchmarks.rounds import Sample
 from benchmarks.stage import Layout, Stage, Timing
 from benchmarks.system import System
@@ -326,7 +326,7 @@ def main(arguments: Sequence[str]) -> int:
     device = torch.device(options.device)
     with (
         tempfile.TemporaryDirectory() as folder,
-        Stage(_layout(), sizes.timing, Path(folder), _tell) as stage,
+        Stage(_layout(), sizes.timing, Path(folder), tell) as stage,
     ):
         run = Run(device, sizes, stage, options.data, options.compile)
         for name in options.only:
@@ -336,17 +336,14 @@ def main(arguments: Sequence[str]) -> int:
     )
     record = Record(
         "cuda",
-        " ".join(["python -m benchmarks.cuda", *_without_paths(arguments)]),
+        command_of("cuda", arguments),
         this_machine(),
         [f"Device: {_device_name(device)}", run.stage.layout.sentence()],
         [Table("G0 to G7", [("", "what", "measured", "goal", "state"), *run.rows])],
         {"device": _device_name(device), "smoke": options.smoke, **run.figures},
         began,
     )
-    print(record)
-    print(record.line())
-    if options.write:
-        print(f"written to benchmarks/results/{record.write().name}", file=sys.stderr)
+    record.show(write=options.write)
     return 0
 
 
@@ -355,7 +352,7 @@ def _measure(run: Run, name: str, clock: float) -> None:
     if time.monotonic() - clock > BUDGET_S:
         run.lacks(name, "the ten minutes were over")
         return
-    _tell(f"{name} begins after {time.monotonic() - clock:.0f} s")
+    tell(f"{name} begins after {time.monotonic() - clock:.0f} s")
     try:
         SCENARIOS[name](run)
     except Exception as error:  # the edge of a scenario
@@ -385,14 +382,6 @@ def _layout() -> Layout:
 
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "processor"
-
-
-def _without_paths(arguments: Sequence[str]) -> list[str]:
-    return [word for word in arguments if "/" not in word and word != "--data"]
-
-
-def _tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

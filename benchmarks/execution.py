@@ -23,7 +23,7 @@ from app.engine.compiling import compiled
 from app.engine.loading import LoadedVersion, load_version
 from benchmarks.machine import this_machine
 from benchmarks.networks import IMAGENET, RESNET, RESNET_NAME, publish_resnet
-from benchmarks.record import Record, Table
+from benchmarks.record import Record, Table, tell
 from benchmarks.rounds import Cell, Round, Sample, estimate, measure_rounds, ratio, undisturbed
 from benchmarks.verdict import Verdict, at_least, cells_table, goals_table
 from models import checkpoint
@@ -64,15 +64,7 @@ def main() -> None:
         rounds = measure_rounds(cells, arguments.rounds, tell=tell)
         agreement = ants_and_bees(home)
     record = record_of(cells, rounds, form, agreement, arguments)
-    print(record)
-    print(record.line())
-    if arguments.write:
-        record.write()
-
-
-def tell(line: str) -> None:
-    """To whoever watches."""
-    print(line, file=sys.stderr, flush=True)
+    record.show(write=arguments.write)
 
 
 def cells_of(home: Path, seconds: float) -> tuple[list[Cell], str]:

@@ -24,7 +24,7 @@ from typing import Any, Final
 import openai
 
 from benchmarks.machine import cores, this_machine
-from benchmarks.record import Record, Table
+from benchmarks.record import Record, Table, command_of, tell
 from benchmarks.rounds import Cell, Round, Sample, estimate, measure_rounds, undisturbed
 from benchmarks.system import HOST, Launch, System, free_port
 from benchmarks.verdict import Verdict, at_least, at_most, goals_table
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str]) -> None:
     began, archive = datetime.now(UTC), _zipped(options.data / "hymenoptera", options.few)
     names = dict.fromkeys(name for part in options.parts for name in PARTS[part])
     cells = [Cell(name, lambda name=name: _measured(name, archive, options)) for name in names]
-    rounds = measure_rounds(cells, options.rounds, tell=_tell)
+    rounds = measure_rounds(cells, options.rounds, tell=tell)
     verdicts = [one for part in options.parts for one in VERDICTS[part](rounds)]
     tables = [_table(list(names), rounds), goals_table("Goals", verdicts)]
     figures = {
@@ -70,12 +70,9 @@ def main(arguments: Sequence[str]) -> None:
         "accuracy is that of the validation part, which chose nothing; wall time is from the "
         "upload to the moved alias, seconds of CPU are those of the server and its job",
     ]
-    command = " ".join(["python -m benchmarks.finetune", *_without_paths(arguments)])
+    command = command_of("finetune", arguments)
     record = Record("finetune", command, this_machine(), method, tables, figures, began)
-    print(record)
-    print(record.line())
-    if options.write:
-        print(f"written to benchmarks/results/{record.write().name}", file=sys.stderr)
+    record.show(write=options.write)
 
 
 def _options() -> argparse.ArgumentParser:
@@ -127,7 +124,7 @@ def _job(name: str, archive: bytes, home: Path, threads: int) -> Sample:
         )
         job = _promoted(client, job)
         seconds = time.perf_counter() - began
-        _tell(f"{name}: {job.evaluation['sentence']}")
+        tell(f"{name}: {job.evaluation['sentence']}")
         return {
             "seconds": seconds,
             "cpu_seconds": (server.cpu_us() - cpu_us) / 1e6,
@@ -229,14 +226,6 @@ def _table(names: Sequence[str], rounds: Sequence[Round]) -> Table:
             figures.append("" if median is None else format(median, form))
         rows.append((name, *figures))
     return Table("Ants and bees, medians", rows)
-
-
-def _without_paths(arguments: Sequence[str]) -> list[str]:
-    return [word for word in arguments if "/" not in word and word != "--data"]
-
-
-def _tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

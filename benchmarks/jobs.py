@@ -26,7 +26,7 @@ from app.jobs.job import EventType, JobError, Kind, NewEvent, NewJob
 from app.jobs.store import JobStore
 from app.jobs.tables import EVENTS, JOBS
 from benchmarks.machine import cores, this_machine
-from benchmarks.record import Record, Table
+from benchmarks.record import Record, Table, tell
 from benchmarks.rounds import Cell, Estimate, Sample, estimate, measure_rounds, ratio, undisturbed
 from benchmarks.system import HOST, Launch, System, free_port
 
@@ -53,10 +53,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         ratios, medians = measured(Path(folder), arguments)
     record = recorded(ratios, medians, arguments)
-    print(record)
-    print(record.line())
-    if arguments.write:
-        print(record.write())
+    record.show(write=arguments.write)
     sys.exit(max(one.low for one in ratios.values()) > GOAL)
 
 
@@ -71,7 +68,7 @@ def measured(
             cells.append(Cell(name, asking(client, arguments.repeats)))
         for cell in cells:
             cell.measure()  # whatever is done once
-        rounds = undisturbed(measure_rounds(cells, arguments.rounds, tell=_tell))
+        rounds = undisturbed(measure_rounds(cells, arguments.rounds, tell=tell))
     medians = {
         cell.name: {
             name: statistics.median(one.samples[cell.name][name] for one in rounds)
@@ -195,10 +192,6 @@ def recorded(
             "reached": max(one.median for one in ratios.values()) <= GOAL,
         },
     )
-
-
-def _tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

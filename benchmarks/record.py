@@ -1,6 +1,7 @@
 """What a benchmark tells: tables for people, one line of JSON for programs, a file to keep."""
 
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -69,12 +70,30 @@ class Record:
         }
         return orjson.dumps(document, option=orjson.OPT_NON_STR_KEYS).decode()
 
+    def show(self, *, write: bool) -> None:
+        """Print the tables and the line of JSON, and keep them where that is wanted."""
+        print(self)
+        print(self.line())
+        if write:
+            tell(f"written to benchmarks/results/{self.write().name}")
+
     def write(self, folder: Path = RESULTS) -> Path:
         """Keep it as a file of its own."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self.began:%Y-%m-%d-%H%M}-{self.name}.md"
         path.write_text(f"{self}\n```json\n{self.line()}\n```\n")
         return path
+
+
+def command_of(program: str, arguments: Sequence[str]) -> str:
+    """What was typed, without paths: they say nothing to others."""
+    shown = (word for word in arguments if "/" not in word and word != "--data")
+    return " ".join([f"python -m benchmarks.{program}", *shown])
+
+
+def tell(line: str) -> None:
+    """To whoever watches."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:

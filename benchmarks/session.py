@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import signal
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -13,7 +12,7 @@ from typing import Any
 
 from benchmarks.load import wrk_version
 from benchmarks.machine import cores, this_machine
-from benchmarks.record import Record, Table
+from benchmarks.record import Record, Table, tell
 from benchmarks.rounds import Cell, Round, measure_rounds, undisturbed
 from benchmarks.stage import Layout, Stage, Timing
 from benchmarks.verdict import Verdict, cells_table, goals_table
@@ -117,10 +116,7 @@ class Session:
             self._figures,
             self._began,
         )
-        print(record)
-        print(record.line())
-        if self.options.write:
-            tell(f"written to benchmarks/results/{record.write().name}")
+        record.show(write=self.options.write)
 
     def _first_sentences(self) -> list[str]:
         timing = self._timing
@@ -151,11 +147,6 @@ def compute_layout() -> Layout:
     """Two cores for a server that its network bounds; the client on two others if there are."""
     own = cores()
     return Layout(own[:2], own[2:4] or own[:2])
-
-
-def tell(line: str) -> None:
-    """To whoever watches."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def _leave(number: int, _: object) -> None:

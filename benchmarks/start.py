@@ -97,10 +97,7 @@ def main() -> None:
             "reached": added <= GOAL_S,
         },
     )
-    print(record)
-    print(record.line())
-    if arguments.write:
-        record.write()
+    record.show(write=arguments.write)
 
 
 if __name__ == "__main__":

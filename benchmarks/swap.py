@@ -495,10 +495,7 @@ def main(arguments: Sequence[str]) -> None:
         sys.exit("there was no time for a single round; give it more --minutes")
     typed = " ".join(arguments).replace(f"--keep {options.keep}", "--keep FILE")
     record = _record(outcomes, f"python -m benchmarks.swap {typed}".strip())
-    print(record)
-    print(record.line())
-    if options.write:
-        record.write()
+    record.show(write=options.write)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import count
@@ -23,7 +23,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from benchmarks.machine import this_machine
-from benchmarks.record import Record, Table
+from benchmarks.record import Record, Table, command_of, tell
 from benchmarks.rounds import Cell, Round, Sample, difference, measure_rounds, ratio, undisturbed
 from benchmarks.verdict import Verdict, at_least, at_most, goals_table
 from models import networks
@@ -65,12 +65,9 @@ def main(arguments: Sequence[str]) -> None:
         tables.append(_recipe_table(name, outcomes))
         figures[name] = [asdict(outcome) for outcome in outcomes]
     method = [f"{options.threads} threads; times are of the training loop, data read beforehand"]
-    command = " ".join(["python -m benchmarks.train", *_without_paths(arguments)])
+    command = command_of("train", arguments)
     record = Record("train", command, this_machine(), method, tables, figures, began)
-    print(record)
-    print(record.line())
-    if options.write:
-        print(f"written to benchmarks/results/{record.write().name}", file=sys.stderr)
+    record.show(write=options.write)
 
 
 def _options() -> argparse.ArgumentParser:
@@ -104,7 +101,7 @@ def _classic_rounds(options: argparse.Namespace) -> list[Round]:
         Cell(TUTORIAL, _timed(lambda seed: _tutorial_epoch(config, dataset, seed))),
         Cell(OURS, _timed(lambda seed: _our_epoch(config, dataset, seed))),
     ]
-    return measure_rounds(cells, options.rounds, tell=_tell)
+    return measure_rounds(cells, options.rounds, tell=tell)
 
 
 def _timed(epoch: Callable[[int], tuple[float, nn.Module, Dataset]]) -> Callable[[], Sample]:
@@ -203,7 +200,7 @@ def _recipe_run(name: str, seed: int, data: Path) -> SeedOutcome:
     cpu = time.process_time() - cpu
     accuracy = drive(measure(fitted.network, dataset)).accuracy
     outcome = SeedOutcome(seed, accuracy, fitted.seconds, cpu)
-    _tell(f"{name}, seed {seed}: {accuracy:.2%} after {fitted.seconds:.2f} s, {cpu:.2f} s of CPU")
+    tell(f"{name}, seed {seed}: {accuracy:.2%} after {fitted.seconds:.2f} s, {cpu:.2f} s of CPU")
     return outcome
 
 
@@ -219,14 +216,6 @@ def _recipe_table(name: str, outcomes: Sequence[SeedOutcome]) -> Table:
         numbers = (statistics.mean(values), min(values), max(values))
         rows.append((figure, *(format(value, form) for value in numbers), goal))
     return Table(f"Recipe `{name}`, {len(outcomes)} seeds", rows)
-
-
-def _without_paths(arguments: Sequence[str]) -> Iterator[str]:
-    return (word for word in arguments if "/" not in word and word != "--data")
-
-
-def _tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -21,8 +21,7 @@ from benchmarks.growth import engine_rows, http_rows, jobs_rows, server_rows, tr
 from benchmarks.growth.figure import draw
 from benchmarks.growth.row import Found, Row, found_in
 from benchmarks.machine import this_machine
-from benchmarks.record import RESULTS, Record, Table
-from benchmarks.session import tell
+from benchmarks.record import RESULTS, Record, Table, command_of, tell
 from benchmarks.verdict import goals_table
 
 ROWS = {
@@ -46,7 +45,7 @@ def main(arguments: Sequence[str]) -> None:
     verdicts = [verdict for found in founds for verdict in found.verdicts()]
     record = Record(
         "growth",
-        " ".join(["python -m benchmarks.growth", *(word for word in arguments if "/" not in word)]),
+        command_of("growth", arguments),
         this_machine(),
         [
             "Exponent of the medians over rounds (Theil-Sen), with a 95 % interval from drawing "
@@ -57,8 +56,7 @@ def main(arguments: Sequence[str]) -> None:
         {"verdicts": [asdict(verdict) for verdict in verdicts]},
         began,
     )
-    print(record)
-    print(record.line())
+    record.show(write=False)
     if options.write or options.folder:
         path = record.write(options.folder or RESULTS)
         path.with_suffix(".jsonl").write_bytes(_lines(founds))

@@ -9,9 +9,10 @@ from typing import Final
 
 from benchmarks import ours
 from benchmarks.payload import Payload
+from benchmarks.record import tell
 from benchmarks.resnet_scenario import EAGER
 from benchmarks.rounds import Sample
-from benchmarks.session import front_layout, tell
+from benchmarks.session import front_layout
 from benchmarks.stage import Stage, Timing, running, with_costs
 from benchmarks.system import HOST, System
 

@@ -15,9 +15,10 @@ from benchmarks.growth.asking import Asked, asking
 from benchmarks.growth.row import Curve, Measure, Row
 from benchmarks.networks import PERCEPTRON, publish_network, publish_perceptrons
 from benchmarks.payload import NUM_PIXELS, Payload
+from benchmarks.record import tell
 from benchmarks.resnet_scenario import EAGER
 from benchmarks.rounds import Round, Sample
-from benchmarks.session import front_layout, tell
+from benchmarks.session import front_layout
 from benchmarks.stage import Stage, Timing
 from benchmarks.verdict import Verdict, at_least, at_most
 from models.store import ModelStore

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.growth.exponent import Exponent, fit
+from benchmarks.record import tell
 from benchmarks.rounds import Cell, Round, Sample, measure_rounds, undisturbed
-from benchmarks.session import tell
 from benchmarks.verdict import Verdict
 
 Measure = Callable[[int], Sample]

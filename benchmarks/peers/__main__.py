@@ -15,8 +15,9 @@ from benchmarks import networks, ours, payload, resnet_scenario
 from benchmarks.payload import Payload
 from benchmarks.peers.environments import Environment, EnvironmentFailed
 from benchmarks.peers.peer import PEERS, Answer, Peer, ours_p, ours_r
+from benchmarks.record import tell
 from benchmarks.rounds import Round, ratio, undisturbed
-from benchmarks.session import Session, compute_layout, front_layout, parser, tell
+from benchmarks.session import Session, compute_layout, front_layout, parser
 from benchmarks.stage import Layout, Stage
 from benchmarks.system import System, SystemFailed
 from benchmarks.verdict import Verdict, at_least, none_of
