@@ -223,7 +223,12 @@ def create_app(
     app.add_middleware(AccessLog, metrics=metrics, logged=logged)
     # The same three in one layer, for the routes whose requests would pay most for them.
     app.tracing = tracing
-    app.hot_path = HotPath(hot, OriginGuard(app, policy), AccessLog(app, metrics, logged))
+    app.hot_path = HotPath(
+        hot,
+        OriginGuard(app, policy),
+        AccessLog(app, metrics, logged),
+        repeats=tracing is None,
+    )
     return app
 
 

@@ -5,7 +5,7 @@ to the same of two versions that share an alias.
 """
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
 from app.engine.live import LiveModels
 from app.engine.predictor import Predictor
@@ -17,19 +17,36 @@ MAX_DIGITS: Final = 9
 MAX_KEY_BYTES: Final = 256
 
 
+class Asked(NamedTuple):
+    """What a request asks `LiveModels.get` for."""
+
+    name: str
+    version: str | None
+    canary_key: str | None
+
+
 async def chosen(
     live: LiveModels, headers: Mapping[bytes, bytes], name: str, version: str | None
 ) -> Predictor:
     """The predictor for a request; raises as `LiveModels.get`, and BadRequest for its headers."""
+    return await live.get(*asked(headers, name, version))
+
+
+def asked(headers: Mapping[bytes, bytes], name: str, version: str | None) -> Asked:
+    """What path and headers ask for.
+
+    Raises:
+        BadRequest: a header that names nothing, or contradicts the path.
+    """
     pin = headers.get(PIN)
     if pin is not None:
         version = _pinned(pin, version)
     key = headers.get(KEY)
     if key is None:
-        return await live.get(name, version)
+        return Asked(name, version, None)
     if len(key) > MAX_KEY_BYTES:
         raise BadRequest(f"X-Canary-Key has more than {MAX_KEY_BYTES} bytes", param="X-Canary-Key")
-    return await live.get(name, version, key.decode("latin-1"))
+    return Asked(name, version, key.decode("latin-1"))
 
 
 def _pinned(pin: bytes, version: str | None) -> str:

@@ -15,10 +15,13 @@ from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api.error_answers import error_response, log_unless_known
+from app.api.permission import Guarded
+from app.api.repeated_request import BEGIN, RepeatedRequest
 from app.errors import refusal_of
 from app.http.access import AccessLog
 from app.http.origin import OriginGuard
 from app.http.refusal import HttpRefusal
+from app.http.repeat import EXTENSION
 from app.tracing import Tracing
 
 # Paths name models, which strangers may invent: what is remembered is bounded.
@@ -40,9 +43,18 @@ class HotPath:
         routes: plain ones of the method POST.
         guard: who may ask, and how much; it wraps nothing here.
         access: counts and logs; it wraps nothing here.
+        repeats: whether requests that repeat a head may skip what is around their route.
     """
 
-    def __init__(self, routes: Sequence[Route], guard: OriginGuard, access: AccessLog) -> None:
+    def __init__(
+        self,
+        routes: Sequence[Route],
+        guard: OriginGuard,
+        access: AccessLog,
+        *,
+        repeats: bool = True,
+    ) -> None:
+        self._repeats = repeats
         self._routes = tuple(routes)
         self._guard = guard
         self._access = access
@@ -64,6 +76,8 @@ class HotPath:
         try:
             guard.check(scope, fields)
             await way.app(scope, guard.bounded(receive, scope, fields, answer), answer.send)
+            if BEGIN in scope and self._repeats:
+                self._offer_repeat(way, scope)
         except HttpRefusal as refusal:
             await answer.refuse(refusal, scope["path"])
         except ClientDisconnect:
@@ -76,6 +90,12 @@ class HotPath:
             await response(scope, receive, answer.send)
         finally:
             self._access.count(scope, answer.status, time.perf_counter() - began)
+
+    def _offer_repeat(self, way: Way, scope: Scope) -> None:
+        """Let the connection answer by itself what comes with the same head."""
+        offer = scope.get("extensions", {}).get(EXTENSION)
+        if offer is not None and isinstance(way.app, Guarded):
+            offer(RepeatedRequest(scope, way.app.admit, scope[BEGIN], self._guard, self._access))
 
     def _find(self, scope: Scope) -> Way | None:
         for route in self._routes:

@@ -195,6 +195,10 @@ class Guarded:
         self._admit(scope, self.scope)
         return self._app(scope, receive, send)
 
+    def admit(self, connection: Connection) -> None:
+        """Return if the request may pass; raises as `Gate.admit`."""
+        self._admit(connection, self.scope)
+
 
 def every_route(routes: Iterable[BaseRoute], prefix: str = "") -> Iterator[tuple[str, BaseRoute]]:
     """Every route with its whole path, also those of routers that were included."""

@@ -47,15 +47,28 @@ async def batch_of(
         V2Error: an input that the model does not take, or in another datatype or shape.
         models.picture.PictureError: a picture that cannot be used.
     """
-    spec, tensor = _matched(predictor, inputs)
-    num_items = _num_items(spec, tensor, limits)
+    batch = numbers_of(predictor, inputs, limits)
+    if batch is not None:
+        return batch
+    (tensor,) = inputs
     if isinstance(tensor.data, Tensor):
-        if spec.datatype == "UINT8":
-            return await predictor.from_pixels(tensor.data)
-        return tensor.data if tensor.datatype == "FP32" else tensor.data.to(torch.float32)
-    if num_items == 0:
+        return await predictor.from_pixels(tensor.data)
+    if not tensor.data:
         return torch.empty((0, *predictor.inputs[0].shape))
     return await predictor.decode(tensor.data, deadline)
+
+
+def numbers_of(predictor: Predictor, inputs: list[NamedTensor], limits: Limits) -> Tensor | None:
+    """The same where the input is the network's own numbers; None for pictures and pixels.
+
+    Raises:
+        V2Error: as `batch_of`.
+    """
+    spec, tensor = _matched(predictor, inputs)
+    _check_shape(spec, tensor, limits)
+    if spec.datatype != "FP32" or not isinstance(tensor.data, Tensor):
+        return None
+    return tensor.data if tensor.datatype == "FP32" else tensor.data.to(torch.float32)
 
 
 def outputs_of(predictor: Predictor, prediction: Prediction | None) -> dict[str, NamedTensor]:
@@ -157,7 +170,7 @@ def _matched(predictor: Predictor, inputs: list[NamedTensor]) -> tuple[TensorSpe
     return spec, tensor
 
 
-def _num_items(spec: TensorSpec, tensor: NamedTensor, limits: Limits) -> int:
+def _check_shape(spec: TensorSpec, tensor: NamedTensor, limits: Limits) -> None:
     num_items, *rest = tensor.shape
     single = spec.datatype == "BYTES" and rest == [1]  # [n, 1] is how some clients write [n]
     if tuple(rest) != tuple(spec.shape) and not single:
@@ -167,7 +180,6 @@ def _num_items(spec: TensorSpec, tensor: NamedTensor, limits: Limits) -> int:
         )
     if num_items > limits.max_items:
         raise TooManyElements(f"{num_items} items were sent; the limit is {limits.max_items}")
-    return num_items
 
 
 def _either(specs: dict[str, TensorSpec]) -> str:

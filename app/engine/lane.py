@@ -131,6 +131,19 @@ class Lane:
             OutOfDeviceMemory: even half of its batch did not fit.
             DeviceLost, LaneClosed, Draining: nothing is computed here any more.
         """
+        item = self.begin(inputs, deadline, priority)
+        try:
+            return await item.future
+        finally:
+            self.end(item)
+            # A future that failed knows the error, which knows this frame: no ring, no garbage.
+            del item
+
+    def begin(self, inputs: Tensor, deadline: float | None = None, priority: int = NORMAL) -> Item:
+        """Let rows wait; whoever waits for the future of the item calls `end` when it is done.
+
+        Who waits no more cancels it. Args and errors as `submit`.
+        """
         self._check(inputs)
         dispatch, turns = self._dispatch, self._turns
         now = time.monotonic()
@@ -140,18 +153,16 @@ class Lane:
             self._admission.admit(item.num_rows, item.key, item.deadline, now)
             turns.push(item, now)
         self._unanswered.add(item)
-        try:
-            return await future
-        except asyncio.CancelledError:
-            turns.statistics.num_abandoned += 1
-            with dispatch.lock:
-                turns.discard(item)
-            raise
-        finally:
-            self._unanswered.discard(item)
-            self._notice_drained()
-            # A future that failed knows the error, which knows this frame: no ring, no garbage.
-            del item, future
+        return item
+
+    def end(self, item: Item) -> None:
+        """Nobody waits for `item` any more: it was answered, or its future was cancelled."""
+        if item.future.cancelled():
+            self._turns.statistics.num_abandoned += 1
+            with self._dispatch.lock:
+                self._turns.discard(item)
+        self._unanswered.discard(item)
+        self._notice_drained()
 
     async def call(
         self,

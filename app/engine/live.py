@@ -117,12 +117,22 @@ class LiveModels:
             LoadFailed: it is in the store and cannot be loaded.
             Unavailable: it was unloaded on request.
         """
+        predictor = self.get_nowait(name, version, canary_key)
+        if predictor is not None:
+            return predictor
+        reference = name if version is None else reference_of(name, version)
+        return (await self._open(reference)).choose(canary_key)
+
+    def get_nowait(
+        self, name: str, version: str | None = None, canary_key: str | None = None
+    ) -> Predictor | None:
+        """The same where it is live already; None where it is not."""
         reference = name if version is None else reference_of(name, version)
         predictor = self._whole.get(reference)
         if predictor is not None:
             return predictor
-        route = self._routes.get(reference) or await self._open(reference)
-        return route.choose(canary_key)
+        route = self._routes.get(reference)
+        return None if route is None else route.choose(canary_key)
 
     def loaded(self) -> list[Predictor]:
         """Every predictor that a name leads to, each once."""

@@ -14,6 +14,7 @@ from app.engine.batch import Run
 from app.engine.batch_policy import LaneOptions
 from app.engine.batcher import Batcher, Lane
 from app.engine.decoding import Decoder
+from app.engine.item_queue import Answer
 from app.engine.loading import LoadedVersion
 from app.engine.pipeline import Accelerator, Pipeline
 from app.engine.respond import pipeline_of, pixel_pipeline_of, run_of
@@ -141,6 +142,11 @@ class Predictor:
             return self.finished(pixels)
         return await asyncio.to_thread(self.finished, pixels)
 
+    @property
+    def is_copied(self) -> bool:
+        """Whether a shadow gets copies of its requests, which only `predict` makes."""
+        return False
+
     def finished(self, batch: Tensor) -> Tensor:
         """What `predict` takes as the network takes it, float32 `[n, *input_shape]`."""
         as_bytes = batch.dtype is torch.uint8
@@ -158,9 +164,15 @@ class Predictor:
         Raises:
             As `Lane.submit`: app.errors.QueueFull, DeadlineExceeded, ForwardFailed, DeviceLost.
         """
+        return self.prediction(await self.lane_of(batch).submit(batch, deadline, priority))
+
+    def lane_of(self, batch: Tensor) -> Lane:
+        """The way to the device for a batch as `predict` takes it."""
         pixels = self.pixels
-        lane = self.lane if pixels is None or batch.dtype is torch.float32 else pixels
-        answer = await lane.submit(batch, deadline, priority)
+        return self.lane if pixels is None or batch.dtype is torch.float32 else pixels
+
+    def prediction(self, answer: Answer) -> Prediction:
+        """What a lane of this version answered."""
         self.answered_at = time.time()
         outputs = answer.outputs
         return Prediction(

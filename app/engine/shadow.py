@@ -99,6 +99,11 @@ class Shadowed(Predictor):
         """The one that it stands for."""
         return self._answering
 
+    @property
+    def is_copied(self) -> bool:
+        """Always."""
+        return True
+
     async def predict(self, batch: Tensor, deadline: float, priority: int = 0) -> Prediction:
         """As the one it stands for; the answer is compared after it was given."""
         prediction = await self._answering.predict(batch, deadline, priority)

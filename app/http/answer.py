@@ -11,10 +11,20 @@ from app.http.refusal import CLOSED_CONTENT_POLICY, SAFE_HEADERS, HttpRefusal
 CALLER_LEFT: Final = 499
 
 
+def lines_of(fields: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Header fields as they are on the wire; nothing is checked."""
+    return b"".join([b"%b: %b\r\n" % field for field in fields])
+
+
 class SafeHeaders:
-    """Headers that every answer gets unless the application has set its own."""
+    """Headers that every answer gets unless the application has set its own.
+
+    Attributes:
+        lines: all of them as they are on the wire.
+    """
 
     def __init__(self, headers: tuple[tuple[bytes, bytes], ...]) -> None:
+        self.lines = lines_of(headers)
         self._headers = headers
         self._names = frozenset(name for name, _ in headers)
 

@@ -25,6 +25,13 @@ class HeaderLines:
 
     def __init__(self) -> None:
         self.known: dict[tuple[bytes, bytes], bytes] = {}
+        self._usual: tuple[object, bytes] = (None, b"")
+
+    def usual(self, fields: list[tuple[bytes, bytes]]) -> bytes:
+        """The lines of the server's own `fields`, a new list of which comes once a second."""
+        if self._usual[0] is not fields:
+            self._usual = (fields, b"".join([self.made(field) for field in fields]))
+        return self._usual[1]
 
     def made(self, field: tuple[bytes, bytes]) -> bytes:
         """The line of a `field` that is not known; raises RuntimeError where it would be two."""

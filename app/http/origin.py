@@ -79,9 +79,9 @@ class OriginGuard:
 
     def answer(self, scope: Scope, fields: Fields, send: Send) -> Answer:
         """Return the answer that `scope` will get; its `request_id` is in the state from now on."""
-        request_id = self._request_id(fields.get(b"x-request-id"))
+        request_id = self.request_id(fields.get(b"x-request-id"))
         scope.setdefault("state", {})["request_id"] = request_id.decode()
-        return Answer(send, self._headers_of(scope["path"]), request_id)
+        return Answer(send, self.headers_of(scope["path"]), request_id)
 
     def check(self, scope: Scope, fields: Fields) -> None:
         """Raise HttpRefusal for a request that may not come in."""
@@ -121,13 +121,14 @@ class OriginGuard:
                 "PYTORCHLIB_ALLOWED_ORIGINS names the origins that may.",
             )
 
-    def _request_id(self, given: bytes | None) -> bytes:
+    def request_id(self, given: bytes | None) -> bytes:
         """The client's own, if it is short and harmless in a log and a header; else a new one."""
         if given is not None and REQUEST_ID.fullmatch(given):
             return given
         return b"%s-%x" % (self._process_id, next(self._request_ids))
 
-    def _headers_of(self, path: str) -> "SafeHeaders":
+    def headers_of(self, path: str) -> SafeHeaders:
+        """The headers that every answer at `path` gets."""
         if path.startswith(self._header_prefixes):
             return self._headers[longest_prefix(path, self._header_prefixes)]
         return self._headers[""]

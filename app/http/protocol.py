@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Callable, Iterable
 from enum import Enum
+from functools import partial
 from typing import Any, Final, Literal
 from urllib.parse import unquote
 
@@ -23,11 +24,12 @@ from app.http.chunks import ChunkedBody
 from app.http.head import CHUNKED, HeadGrammar, UpgradeAsked, check_unfinished, without_upgrade
 from app.http.limits import HttpLimits
 from app.http.refusal import CLOSED_CONTENT_POLICY, SAFE_HEADERS, HttpRefusal
+from app.http.repeat import EXTENSION, Repeat
 from app.http.watch import Watch
 
 try:
     import httptools
-    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+    from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
     from app.http.cycle import Cycle, HeaderLines
 except ImportError:  # h11 comes with uvicorn, httptools is faster
@@ -451,10 +453,20 @@ if httptools is not None:
 
         _known_scope: dict[str, Any] | None = None
         _lines: HeaderLines
+        # What the application offers for the head that is known, and what gives up its work.
+        _repeat: Repeat | None = None
+        _give_up: Callable[[], object] | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
             self._lines = self._guard.lines
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            # The scopes know this object: no ring, no garbage.
+            self._repeat = self._known_scope = self.scope = None
+            if self._give_up is not None:
+                self._give_up()
 
         def on_headers_complete(self) -> None:
             version = self.parser.get_http_version()
@@ -469,16 +481,36 @@ if httptools is not None:
             }
             keep_alive = version != "1.0" and self.parser.should_keep_alive()
             usual = keep_alive and not self.expect_100_continue
+            self._repeat = None
+            if usual and self._known_bytes:
+                self.scope["extensions"] = {EXTENSION: partial(self._take, self._known_head)}
             self._known_scope = self._repeatable(self.scope) if usual else None
             self._start(self.scope, keep_alive)
+
+        def _take(self, head: bytes, repeat: Repeat) -> None:
+            """Take an offer, unless it comes so late that another head is known by now."""
+            if head is self._known_head:
+                self._repeat = repeat
 
         def _feed_again(self, data: bytes) -> None:
             """The scope as before: only the body is new."""
             if self._known_scope is None:
                 self._feed(data)
                 return
+            body = data[len(self._known_head) :]
+            if self._repeat is not None and not self.flow.write_paused:
+                self._give_up = self._repeat(body, self._reply)
+                if self._give_up is not None:
+                    return
             self.scope = self._repeatable(self._known_scope)
-            self._start(self.scope, True).whole_body = data[len(self._known_head) :]
+            self._start(self.scope, True).whole_body = body
+
+        def _reply(self, status: int, lines: bytes, body: bytes) -> None:
+            """Answer what had its head known."""
+            self._give_up = None
+            usual = self._lines.usual(self.server_state.default_headers)
+            self.transport.write(b"".join((STATUS_LINE[status], usual, lines, b"\r\n", body)))
+            self.on_response_complete()
 
         def _repeatable(self, scope: dict[str, Any]) -> dict[str, Any]:
             """A copy that the application may change."""

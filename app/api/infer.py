@@ -1,0 +1,219 @@
+"""`POST /v2/models/{model}[/versions/{version}]/infer`: bare ASGI, and once more without ASGI.
+
+On a small model a `Request` costs more than the network, and so does a task of its own. What the
+head of a request says is read once (`InferHead`); a client that repeats its head is answered by
+`Inference`, which needs nothing but the body.
+"""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from functools import partial
+from typing import Final, NamedTuple
+
+from starlette.types import Receive, Scope, Send
+from torch import Tensor
+
+from app.api.caller import LONGEST_TIMEOUT_S, CallerGone, WhileCallerWaits, read_body, timeout_s
+from app.api.choice import Asked, asked
+from app.api.compression import LARGEST_RATIO, accepted_encoding, deflate, inflate
+from app.api.repeated_request import BEGIN
+from app.api.v2_model import batch_of, numbers_of, outputs_of, queue_priority
+from app.api.v2_request import InferRequest, parse_request
+from app.api.v2_response import Answer, encode_answer, select_outputs
+from app.api.v2_tensors import Limits
+from app.engine.item_queue import Answer as Outputs
+from app.engine.live import LiveModels
+from app.engine.predictor import Prediction, Predictor
+
+# Below this many bytes zlib and the parser hold the event loop for a few milliseconds at most.
+INLINE_BYTES: Final = 1024 * 1024
+
+Fields = list[tuple[bytes, bytes]]
+
+
+class InferHead(NamedTuple):
+    """What the head of a request says.
+
+    Attributes:
+        asked: which version is to answer.
+        json_length: `Inference-Header-Content-Length` as sent.
+        content_encoding: of the body; "identity" where it was not said.
+        accept_encoding: None where it was not said.
+        timeout_s: None where it was not said.
+    """
+
+    asked: Asked
+    json_length: bytes | None
+    content_encoding: str
+    accept_encoding: str | None
+    timeout_s: float | None
+
+    @classmethod
+    def of(cls, path_params: Mapping[str, str], headers: Mapping[bytes, bytes]) -> "InferHead":
+        """Read from a request; raises BadRequest for a header that says nothing."""
+        encoding = headers.get(b"content-encoding", b"").decode("latin-1").strip().lower()
+        accepted = headers.get(b"accept-encoding")
+        timeout = headers.get(b"x-request-timeout-ms")
+        return cls(
+            asked(headers, path_params["model"], path_params.get("version")),
+            headers.get(b"inference-header-content-length"),
+            encoding or "identity",
+            None if accepted is None else accepted.decode("latin-1"),
+            None if timeout is None else timeout_s(timeout),
+        )
+
+    def deadline(self, request: InferRequest, arrived: float, usual_s: float) -> float:
+        """The sooner of what header and body say; `usual_s` after `arrived` where neither does."""
+        said_s = self.timeout_s
+        if request.timeout_us:
+            in_body_s = min(request.timeout_us / 1e6, LONGEST_TIMEOUT_S)
+            said_s = in_body_s if said_s is None else min(said_s, in_body_s)
+        return arrived + (usual_s if said_s is None else said_s)
+
+
+class InferRoute:
+    """The route, as an ASGI application.
+
+    Args:
+        request_timeout_ms: deadline of a request that names none.
+    """
+
+    def __init__(self, live: LiveModels, limits: Limits, request_timeout_ms: float) -> None:
+        self._live = live
+        self._limits = limits
+        self._timeout_s = request_timeout_ms / 1000
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; errors are told by the application's handlers."""
+        arrived = time.monotonic()
+        headers = dict(scope["headers"])
+        length = headers.get(b"content-length")
+        try:
+            body = await read_body(receive, length, self._limits.max_body_bytes)
+            head = InferHead.of(scope["path_params"], headers)
+            body = await self._inflated(body, head.content_encoding)
+            predictor = await self._live.get(*head.asked)
+            scope["model"] = predictor  # for the count of requests by model and version
+            request = await self._parsed(body, head, predictor)
+            deadline = head.deadline(request, arrived, self._timeout_s)
+            with WhileCallerWaits(receive):
+                prediction = await self._predicted(scope, predictor, request, deadline)
+        except CallerGone:
+            return
+        body, fields = encoded(predictor, request, prediction)
+        if head.accept_encoding is not None:
+            body = await _deflated(body, head.accept_encoding, fields)
+        fields.append((b"content-length", b"%d" % len(body)))
+        await send({"type": "http.response.start", "status": 200, "headers": fields})
+        await send({"type": "http.response.body", "body": body})
+        if head.accept_encoding is None and head.content_encoding == "identity":
+            scope[BEGIN] = partial(self.begin, head)
+
+    def begin(self, head: InferHead, scope: Scope, body: bytes) -> "Inference | None":
+        """Let a model begin with `body`; None where something has to be waited for first.
+
+        Raises:
+            V2Error, ServiceError: as the route would tell them.
+        """
+        arrived = time.monotonic()
+        predictor = self._live.get_nowait(*head.asked)
+        if predictor is None or predictor.is_copied or len(body) > INLINE_BYTES:
+            return None
+        scope["model"] = predictor
+        request = parse_request(body, head.json_length, predictor.inputs[0], self._limits)
+        batch = numbers_of(predictor, request.inputs, self._limits)
+        if batch is None or not batch.shape[0]:
+            return None
+        deadline = head.deadline(request, arrived, self._timeout_s)
+        return Inference(predictor, request, batch, deadline)
+
+    async def _inflated(self, body: bytes | bytearray, encoding: str) -> bytes | bytearray:
+        if encoding == "identity":
+            return body
+        if len(body) * LARGEST_RATIO <= INLINE_BYTES:
+            return inflate(body, encoding, self._limits.max_inflated_bytes)
+        return await asyncio.to_thread(inflate, body, encoding, self._limits.max_inflated_bytes)
+
+    async def _parsed(
+        self, body: bytes | bytearray, head: InferHead, predictor: Predictor
+    ) -> InferRequest:
+        """Large JSON is parsed in a thread: its parser lets nobody else run, its steps do."""
+        arguments = body, head.json_length, predictor.inputs[0], self._limits
+        if len(body) <= INLINE_BYTES:
+            return parse_request(*arguments)
+        return await asyncio.to_thread(parse_request, *arguments)
+
+    async def _predicted(
+        self, scope: Scope, predictor: Predictor, request: InferRequest, deadline: float
+    ) -> Prediction | None:
+        """None for an empty batch, which no model sees."""
+        began = time.perf_counter()
+        batch: Tensor = await batch_of(predictor, request.inputs, self._limits, deadline)
+        scope["decode_ms"] = (time.perf_counter() - began) * 1000
+        if not batch.shape[0]:
+            return None
+        prediction = await predictor.predict(batch, deadline, queue_priority(request.priority))
+        scope["prediction"] = prediction
+        return prediction
+
+
+class Inference:
+    """One request that a model has begun with."""
+
+    __slots__ = ("_item", "_lane", "_predictor", "_request", "future")
+
+    def __init__(
+        self, predictor: Predictor, request: InferRequest, batch: Tensor, deadline: float
+    ) -> None:
+        self._predictor = predictor  # lives for as long as somebody holds on to it
+        self._request = request
+        self._lane = predictor.lane_of(batch)
+        self._item = self._lane.begin(batch, deadline, queue_priority(request.priority))
+        self.future: asyncio.Future[Outputs] = self._item.future
+
+    def end(self) -> tuple[bytes, Fields]:
+        """The body of the answer and its fields; once the future is done.
+
+        Raises:
+            asyncio.CancelledError: the future was cancelled.
+            ServiceError, V2Error: as the route would tell them.
+        """
+        self._lane.end(self._item)
+        predictor = self._predictor
+        return encoded(predictor, self._request, predictor.prediction(self.future.result()))
+
+
+def encoded(
+    predictor: Predictor, request: InferRequest, prediction: Prediction | None
+) -> tuple[bytes, Fields]:
+    """The body of an answer, and the fields that describe it but for its length.
+
+    Raises:
+        V2Error: an output that does not exist, or that its form cannot carry.
+    """
+    began_ns = time.perf_counter_ns()
+    outputs = select_outputs(request, outputs_of(predictor, prediction), predictor.labels)
+    answer = encode_answer(predictor.name, str(predictor.version), request.id, outputs)
+    predictor.encode_time.add(time.perf_counter_ns() - began_ns)
+    return answer.body, [*_described(answer), (b"x-model-version", b"%d" % predictor.version)]
+
+
+def _described(answer: Answer) -> Fields:
+    if answer.header_length is None:
+        return [(b"content-type", b"application/json")]
+    return [
+        (b"content-type", b"application/octet-stream"),
+        (b"inference-header-content-length", b"%d" % answer.header_length),
+    ]
+
+
+async def _deflated(body: bytes, accepted: str, fields: Fields) -> bytes:
+    fields.append((b"vary", b"Accept-Encoding"))
+    encoding = accepted_encoding(accepted)
+    if encoding is None:
+        return body
+    fields.append((b"content-encoding", encoding.encode()))
+    if len(body) <= INLINE_BYTES // 16:
+        return deflate(body, encoding)
+    return await asyncio.to_thread(deflate, body, encoding)

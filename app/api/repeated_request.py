@@ -1,0 +1,134 @@
+"""A request whose head came before on its connection: what the head decides is decided once.
+
+Who may ask is asked again each time, because a key may end; host, origin and bounds cannot change.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Final, Protocol
+
+from starlette.requests import Request
+from starlette.types import Scope
+
+from app.api.error_answers import error_response, log_unless_known
+from app.errors import refusal_of
+from app.http.access import AccessLog
+from app.http.answer import CALLER_LEFT, lines_of
+from app.http.origin import OriginGuard
+from app.http.repeat import Reply
+
+BEGIN: Final = "pytorchlib.begin"
+"""Where a route leaves its `Begin` in the scope of a request that may come again."""
+
+KEPT: Final = (
+    *("type", "method", "path", "path_params", "query_string", "headers", "client", "route"),
+)
+Fields = Iterable[tuple[bytes, bytes]]
+
+
+class Begun(Protocol):
+    """Work that goes on by itself."""
+
+    future: "asyncio.Future[Any]"
+
+    def end(self) -> tuple[bytes, Fields]:
+        """The body of the answer and its fields without a length, once the future is done.
+
+        Raises:
+            asyncio.CancelledError: the future was cancelled.
+        """
+
+
+Begin = Callable[[Scope, bytes], Begun | None]
+
+
+class RepeatedRequest:
+    """Answers the requests that have the head of `scope`; an `app.http.repeat.Repeat`.
+
+    Args:
+        scope: of the first of them, which was answered with 200.
+        admit: asks for the key.
+        begin: begins with the work; None for what has to take the usual way.
+        guard, access: of the usual way.
+    """
+
+    def __init__(
+        self,
+        scope: Scope,
+        admit: Callable[[Scope], None],
+        begin: Begin,
+        guard: OriginGuard,
+        access: AccessLog,
+    ) -> None:
+        self.begin = begin
+        self.safe_headers = guard.headers_of(scope["path"])
+        self.count = access.count
+        self._scope = {name: scope[name] for name in KEPT}
+        self._admit = admit
+        self._request_id = guard.request_id
+        self._given_id = dict(scope["headers"]).get(b"x-request-id")
+
+    def __call__(self, body: bytes, reply: Reply) -> Callable[[], object] | None:
+        """Begin to answer."""
+        began = time.perf_counter()
+        request_id = self._request_id(self._given_id)
+        scope = {**self._scope, "state": {"request_id": request_id.decode()}}
+        exchange = _Exchange(self, scope, request_id, reply, began)
+        try:
+            self._admit(scope)
+            begun = self.begin(scope, body)
+        except Exception as error:  # the edge of the request
+            exchange.fail(error)
+            return nothing
+        if begun is None:
+            return None
+        exchange.begun = begun
+        begun.future.add_done_callback(exchange.settle)
+        return begun.future.cancel
+
+
+class _Exchange:
+    """One request and its answer."""
+
+    __slots__ = ("_began", "_head", "_reply", "_request_id", "_scope", "begun")
+
+    def __init__(
+        self, head: RepeatedRequest, scope: Scope, request_id: bytes, reply: Reply, began: float
+    ) -> None:
+        self.begun: Begun | None = None
+        self._head = head
+        self._scope = scope
+        self._request_id = request_id
+        self._reply = reply
+        self._began = began
+
+    def settle(self, _: "asyncio.Future[Any]") -> None:
+        """Answer, now that the work is done."""
+        # Nothing may keep what an error knows: its frames, this one among them, know this object.
+        begun, self.begun = self.begun, None
+        try:
+            body, fields = begun.end()  # type: ignore[union-attr]
+        except asyncio.CancelledError:
+            self._head.count(self._scope, CALLER_LEFT, time.perf_counter() - self._began)
+        except Exception as error:  # the edge of the request
+            self.fail(error)
+        else:
+            own = b"x-request-id: %b\r\ncontent-length: %d\r\n" % (self._request_id, len(body))
+            lines = b"".join((lines_of(fields), own, self._head.safe_headers.lines))
+            self._answer(200, lines, body)
+
+    def fail(self, error: Exception) -> None:
+        """Answer what the usual way would."""
+        log_unless_known(error, self._scope)
+        response = error_response(Request(self._scope), refusal_of(error))
+        fields = self._head.safe_headers.add_to(response.raw_headers, self._request_id)
+        self._answer(response.status_code, lines_of(fields), bytes(response.body))
+
+    def _answer(self, status: int, lines: bytes, body: bytes) -> None:
+        self._head.count(self._scope, status, time.perf_counter() - self._began)
+        self._reply(status, lines, body)
+
+
+def nothing() -> None:
+    """Give up what is over."""

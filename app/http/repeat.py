@@ -1,0 +1,37 @@
+"""What an application may offer for the requests that repeat a head: an answer without ASGI.
+
+A client sends the same head again and again, and what follows from it alone need not be found out
+again. In `scope["extensions"][EXTENSION]` a connection that can take the offer has a function for
+it; what is offered there answers from then on, for as long as the head stays the same.
+"""
+
+from collections.abc import Callable
+from typing import Final, Protocol
+
+EXTENSION: Final = "pytorchlib.repeat"
+
+
+class Reply(Protocol):
+    """Writes the one answer to a request."""
+
+    def __call__(self, status: int, lines: bytes, body: bytes) -> None:
+        """Write it.
+
+        Args:
+            lines: the header fields, `content-length` among them, each with its line end. Nobody
+                checks them: only what cannot hold a line end may be put there.
+        """
+
+
+class Repeat(Protocol):
+    """Answers a request by its body."""
+
+    def __call__(self, body: bytes, reply: Reply) -> Callable[[], object] | None:
+        """Begin to answer, or return None for a request that has to take the usual way.
+
+        It raises nothing. `reply` is called once, now or later, unless the caller goes before:
+        then what was returned is called, which does no harm when all is over.
+        """
+
+
+Offer = Callable[[Repeat], None]
