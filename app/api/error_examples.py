@@ -17,7 +17,7 @@ from app.errors import (
     refusal_of,
     v1_body,
 )
-from app.http.protocol import BODY_TOO_SLOW
+from app.http.connection import BODY_TOO_SLOW
 from models.picture import PictureUnsupported
 from models.store_error import AliasMoved, BadName, UnknownModel
 

@@ -1,0 +1,271 @@
+"""Requests that repeat a head are answered without ASGI, and nobody can tell from outside."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fastapi import FastAPI
+from raw_http import Answer, RawClient, RunningServer, connected, running
+
+from app.auth.store import KeyStore
+from app.http.limits import HttpLimits
+from app.main import create_app
+from app.settings import Settings
+from models import checkpoint, networks
+from models.manifest import Manifest, NetworkSpec
+from models.preprocessing import Preprocessing
+from models.store import ModelStore
+
+OPTIONS = {"inputs": 4, "num_classes": 2, "hidden": [2]}
+GOOD = {"inputs": [{"name": "input", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}]}
+
+
+def publish(store: ModelStore, seed: int) -> None:
+    torch.manual_seed(seed)
+    network = networks.build("mlp", OPTIONS)
+    manifest = Manifest(
+        network=NetworkSpec(name="mlp", options=OPTIONS),
+        preprocessing=Preprocessing(steps=[{"step": "tensor", "shape": [4]}]),
+        labels=("no", "yes"),
+    )
+    store.publish("tiny", lambda folder: checkpoint.save(folder, network, manifest))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ModelStore:
+    store = ModelStore(tmp_path / "models")
+    publish(store, 0)
+    return store
+
+
+@pytest.fixture
+def app(store: ModelStore) -> FastAPI:
+    home = store.folder.parent
+    settings = Settings(
+        home=home, device="cpu", threads=1, watch_interval_s=0.05, jobs=False, _env_file=None
+    )
+    return create_app(settings)
+
+
+@pytest.fixture
+def usual(app: FastAPI) -> list[str]:
+    """The path of every request that takes the usual way."""
+    paths: list[str] = []
+    answer = app.hot_path.answer
+
+    async def watched(way: Any, scope: Any, *rest: Any) -> None:
+        paths.append(scope["path"])
+        await answer(way, scope, *rest)
+
+    app.hot_path.answer = watched
+    return paths
+
+
+@pytest.fixture
+def server(app: FastAPI) -> Iterator[RunningServer]:
+    limits = HttpLimits(body_grace_s=0.3, body_idle_s=0.3)
+    with running(app, parser="httptools", limits=limits) as server:
+        yield server
+
+
+@pytest.fixture
+def client(server: RunningServer) -> Iterator[RawClient]:
+    with connected(server.port) as client:
+        yield client
+
+
+def infer(document: Any = GOOD, path: str = "/v2/models/tiny/infer", **fields: str) -> bytes:
+    body = document if isinstance(document, bytes) else json.dumps(document).encode()
+    named = {"Host": "localhost", **fields, "Content-Length": str(len(body))}
+    lines = "".join(f"{name.replace('_', '-')}: {text}\r\n" for name, text in named.items())
+    return f"POST {path} HTTP/1.1\r\n{lines}\r\n".encode() + body
+
+
+def same(first: Answer, second: Answer) -> bool:
+    """Alike but for what is new in every answer."""
+    new = ("x-request-id", "date")
+    seen = [
+        (one.status, one.body, sorted(x for x in one.headers.items() if x[0] not in new))
+        for one in (first, second)
+    ]
+    assert first.headers["x-request-id"] != second.headers["x-request-id"]
+    return seen[0] == seen[1]
+
+
+def binary(data: bytes, **parameters: Any) -> tuple[bytes, str]:
+    """An infer request with raw tensor bytes, and the length of its JSON."""
+    entry = {**GOOD["inputs"][0], "parameters": {"binary_data_size": len(data), **parameters}}
+    del entry["data"]
+    text = json.dumps({"inputs": [entry], "parameters": {"binary_data_output": True}}).encode()
+    return text + data, str(len(text))
+
+
+def test_the_second_of_two_is_answered_by_itself_and_alike(
+    client: RawClient, usual: list[str]
+) -> None:
+    first = client.send(infer()).answer()
+    others = [client.send(infer()).answer() for _ in range(3)]
+    assert first.status == 200 and len(usual) == 1
+    assert all(same(first, other) for other in others)
+
+
+def test_so_it_is_with_binary_data(client: RawClient, usual: list[str]) -> None:
+    body, length = binary(torch.arange(1.0, 5.0).numpy().tobytes())
+    request = infer(body, Inference_Header_Content_Length=length)
+    first, second = client.send(request).answer(), client.send(request).answer()
+    assert first.headers["content-type"] == "application/octet-stream"
+    assert same(first, second) and len(usual) == 1
+
+
+@pytest.mark.parametrize("size", [1, 7, 40])
+def test_a_body_that_comes_in_pieces_is_gathered(
+    client: RawClient, usual: list[str], size: int
+) -> None:
+    first = client.send(infer()).answer()
+    request = infer()
+    head = request.index(b"\r\n\r\n") + 4
+    for start in (0, *range(head, len(request), size)):
+        client.send(request[start : head if start == 0 else start + size])
+        time.sleep(0.002)
+    assert same(first, client.answer()) and len(usual) == 1
+
+
+def test_what_follows_a_gathered_body_is_the_next_request(client: RawClient) -> None:
+    client.send(infer()).answer()
+    request, other = infer(), infer(path="/v2/models/nobody/infer")
+    client.send(request[:-3])
+    client.send(request[-3:] + other + request)
+    assert [client.answer().status for _ in range(3)] == [200, 404, 200]
+
+
+def test_a_gathered_body_has_a_deadline(client: RawClient, server: RunningServer) -> None:
+    client.send(infer()).answer()
+    answer = client.send(infer()[:-3]).answer()
+    assert (answer.status, server.refused) == (408, ["body_too_slow"])
+    assert client.rest() == b""
+
+
+BAD = {
+    "no JSON": b"{" + json.dumps(GOOD).encode()[1:-1] + b",",
+    "wrong count": json.dumps(GOOD).replace(", 4]}", "   ]}").encode(),
+    "another name": json.dumps(GOOD).replace('"input"', '"onput"').encode(),
+    "another type": json.dumps(GOOD).replace("FP32", "FP99").encode(),
+    "another shape": json.dumps(GOOD).replace("[1, 4]", "[4, 1]").encode(),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_fault_is_told_as_ever_and_the_next_is_answered(
+    client: RawClient, server: RunningServer, usual: list[str], case: str
+) -> None:
+    good, bad = infer(), infer(BAD[case])
+    assert len(good) == len(bad)
+    first = client.send(good).answer()
+    repeated = client.send(bad).answer()
+    assert 400 <= repeated.status < 500 and len(usual) == 1
+    assert same(repeated, server.ask(bad))
+    assert same(first, client.send(good).answer())
+
+
+def test_heads_that_alternate_never_answer_for_each_other(client: RawClient) -> None:
+    one, other = infer(), infer(path="/v2/models/tiny/versions/1/infer")
+    nobody = infer(path="/v2/models/nobody/infer")
+    for request, status in ((one, 200), (nobody, 404), (one, 200), (other, 200), (nobody, 404)) * 3:
+        assert client.send(request).answer().status == status
+    client.send(one + nobody + one + one + nobody)
+    assert [client.answer().status for _ in range(5)] == [200, 404, 200, 200, 404]
+
+
+def test_a_new_version_answers_as_soon_as_the_alias_has_moved(
+    client: RawClient, store: ModelStore
+) -> None:
+    old = client.send(infer()).answer()
+    publish(store, 1)
+    store.move_alias("tiny", "production", 2)
+    deadline = time.monotonic() + 5
+    while (answer := client.send(infer()).answer()).headers["x-model-version"] == "1":
+        assert answer.body == old.body and time.monotonic() < deadline
+    assert answer.headers["x-model-version"] == "2"
+    assert json.loads(answer.body)["model_version"] == "2" and answer.body != old.body
+
+
+def test_a_key_that_ends_opens_nothing_any_more(store: ModelStore) -> None:
+    keys = KeyStore(store.folder.parent)
+    key, token = keys.create("one", ("predict",))
+    application = create_app(
+        Settings(home=store.folder.parent, device="cpu", threads=1, jobs=False, _env_file=None)
+    )
+    request = infer(Authorization=f"Bearer {token}")
+    with running(application, parser="httptools") as server, connected(server.port) as client:
+        assert [client.send(request).answer().status for _ in range(2)] == [200, 200]
+        keys.revoke(key.id)
+        application.state.gate._keys.look()
+        assert client.send(request).answer().status == 401
+
+
+def test_requests_are_counted_whichever_way_they_take(client: RawClient) -> None:
+    for _ in range(3):
+        client.send(infer()).answer()
+    client.send(infer(BAD["another name"])).answer()
+    metrics = client.send(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n").answer().body
+    for status, count in (("200", 3), ("400", 1)):
+        labels = f'model="tiny",route="/v2/models/{{model}}/infer",status="{status}",version="1"'
+        assert f"pytorchlib_request_seconds_count{{{labels}}} {count}.0".encode() in metrics
+
+
+def test_a_caller_who_hangs_up_is_waited_for_no_more(
+    app: FastAPI, server: RunningServer, client: RawClient
+) -> None:
+    client.send(infer()).answer()
+    (predictor,) = app.state.engine.live.loaded()
+    turns = predictor.lane._turns
+    ripe_at, turns.ripe_at = turns.ripe_at, lambda now: now + 60  # nobody's turn comes
+    client.send(infer())
+    deadline = time.monotonic() + 5
+    while predictor.lane.is_idle and time.monotonic() < deadline:
+        time.sleep(0.005)
+    client.connection.close()
+    while not predictor.lane.is_idle and time.monotonic() < deadline:
+        time.sleep(0.005)
+    turns.ripe_at = ripe_at
+    assert predictor.lane.is_idle and predictor.lane.statistics.num_abandoned == 1
+    assert server.ask(infer()).status == 200
+
+
+def test_a_model_that_fails_is_an_error_and_its_tensors_are_let_go(
+    app: FastAPI, client: RawClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    client.send(infer()).answer()
+    (predictor,) = app.state.engine.live.loaded()
+    network = predictor.loaded.execution.form.network
+    handle = network.register_forward_pre_hook(lambda *_: 1 / 0)
+    answer = client.send(infer()).answer()
+    handle.remove()
+    assert answer.status == 500 and b"failed on this batch" in answer.body
+    assert "ZeroDivisionError" in caplog.text
+    assert client.send(infer()).answer().status == 200
+
+
+@pytest.mark.parametrize("fields", [{"Accept-Encoding": "gzip"}, {"X-Request-Id": "mine"}])
+def test_what_the_head_asks_for_is_done_each_time(
+    client: RawClient, usual: list[str], fields: dict[str, str]
+) -> None:
+    request = infer(**fields)
+    answers = [client.send(request).answer() for _ in range(3)]
+    for name in ("content-encoding", "x-request-id"):
+        values = {answer.headers.get(name) for answer in answers}
+        assert len(values) == 1 or name not in [each.lower() for each in fields]
+    assert len({answer.body for answer in answers}) == 1
+
+
+def test_what_was_received_is_answered_when_the_server_stops(
+    app: FastAPI, client: RawClient, server: RunningServer
+) -> None:
+    client.send(infer()).answer()
+    client.send(infer())
+    server.server.should_exit = True
+    assert client.answer().status == 200
