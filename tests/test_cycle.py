@@ -24,6 +24,10 @@ async def seen(request: Request) -> Response:
     )
 
 
+async def length(request: Request) -> Response:
+    return JSONResponse([request.headers["content-length"], len(await request.body())])
+
+
 async def pieces(_: Request) -> Response:
     return StreamingResponse(iter([b"one ", b"two"]), headers={"content-length": "7"})
 
@@ -35,6 +39,7 @@ async def split_head(_: Request) -> Response:
 @pytest.fixture
 def server() -> Iterator[RunningServer]:
     routes = [
+        Route("/length", length, methods=["POST"]),
         Route("/pieces", pieces),
         Route("/split", split_head),
         Route("/{path:path}", seen, methods=["GET", "POST"]),
@@ -58,6 +63,13 @@ def test_alternating_heads_never_answer_for_each_other(server: RunningServer) ->
         for order in itertools.product((first, second), repeat=4):
             for request in order:
                 assert client.send(request).answer().body == json_bytes(expected[request])
+
+
+def test_a_head_that_repeats_says_the_length_of_its_own_body(server: RunningServer) -> None:
+    with connected(server.port) as client:
+        for length in (3, 12345, 0, 1):
+            answer = client.send(post("/length", b"x" * length)).answer()
+            assert answer.body == json_bytes([str(length), length])
 
 
 @pytest.mark.parametrize("cut", [20, 80])

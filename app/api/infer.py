@@ -18,6 +18,7 @@ from app.api.caller import LONGEST_TIMEOUT_S, CallerGone, WhileCallerWaits, read
 from app.api.choice import Asked, asked
 from app.api.compression import LARGEST_RATIO, accepted_encoding, deflate, inflate
 from app.api.repeated_request import BEGIN
+from app.api.v2_form import KnownForm
 from app.api.v2_model import batch_of, numbers_of, outputs_of, queue_priority
 from app.api.v2_request import InferRequest, parse_request
 from app.api.v2_response import Answer, encode_answer, select_outputs
@@ -108,9 +109,11 @@ class InferRoute:
         await send({"type": "http.response.start", "status": 200, "headers": fields})
         await send({"type": "http.response.body", "body": body})
         if head.accept_encoding is None and head.content_encoding == "identity":
-            scope[BEGIN] = partial(self.begin, head)
+            scope[BEGIN] = partial(self.begin, head, KnownForm())
 
-    def begin(self, head: InferHead, scope: Scope, body: bytes) -> "Inference | None":
+    def begin(
+        self, head: InferHead, form: KnownForm, scope: Scope, body: bytes
+    ) -> "Inference | None":
         """Let a model begin with `body`; None where something has to be waited for first.
 
         Raises:
@@ -121,7 +124,7 @@ class InferRoute:
         if predictor is None or predictor.is_copied or len(body) > INLINE_BYTES:
             return None
         scope["model"] = predictor
-        request = parse_request(body, head.json_length, predictor.inputs[0], self._limits)
+        request = form.parse(body, head.json_length, predictor.inputs[0], self._limits)
         batch = numbers_of(predictor, request.inputs, self._limits)
         if batch is None or not batch.shape[0]:
             return None

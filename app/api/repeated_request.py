@@ -66,11 +66,14 @@ class RepeatedRequest:
         self.count = access.count
         self._scope = {name: scope[name] for name in KEPT}
         self._admit = admit
+        self._max_body_bytes = guard.max_body_bytes(scope["path"])
         self._request_id = guard.request_id
         self._given_id = dict(scope["headers"]).get(b"x-request-id")
 
     def __call__(self, body: bytes, reply: Reply) -> Callable[[], object] | None:
         """Begin to answer."""
+        if len(body) > self._max_body_bytes:
+            return None
         began = time.perf_counter()
         request_id = self._request_id(self._given_id)
         scope = {**self._scope, "state": {"request_id": request_id.decode()}}

@@ -63,11 +63,11 @@ def parse_json(text: bytes | bytearray, limits: Limits) -> dict[str, Any]:
     return document
 
 
-def _with_array(text: bytes | bytearray) -> dict[str, Any] | None:
-    """The document, its one list of floats as an array; None where orjson has to read it.
+def data_span(text: bytes | bytearray) -> tuple[int, int] | None:
+    """Where the one list of `data` stands, brackets included, if it is flat and that is certain.
 
-    The list is cut out and read by itself. A quotation mark within a text has a backslash, so
-    where there is none, `"data"` followed by a colon is a field; its list ends at the next bracket.
+    A quotation mark within a text has a backslash, so where there is none, `"data"` followed by a
+    colon is a field; its list ends at the next bracket.
     """
     found = LIST.search(text)
     if found is None or b"\\" in text:
@@ -80,6 +80,26 @@ def _with_array(text: bytes | bytearray) -> dict[str, Any] | None:
         or FIELD in text[: found.start()]
     ):
         return None
+    return start, end
+
+
+def numbers_in(text: bytes, datatype: str) -> Any:
+    """What a flat JSON list holds: a long one of floats as float64 `[n]`, any other as a list.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: it is something else.
+    """
+    if simdjson is None or len(text) < LEAST_BYTES or datatype not in FLOATS:
+        return orjson.loads(text)
+    return _array(text)
+
+
+def _with_array(text: bytes | bytearray) -> dict[str, Any] | None:
+    """The document, its one list of floats as an array; None where orjson has to read it."""
+    span = data_span(text)
+    if span is None:
+        return None
+    start, end = span
     try:
         document = orjson.loads(b"".join((text[:start], b"null", text[end:])))
         (entry,) = document["inputs"]

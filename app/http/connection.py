@@ -18,6 +18,7 @@ from uvicorn.server import ServerState
 
 from app.http.chunks import ChunkedBody
 from app.http.head import CHUNKED, HeadGrammar, UpgradeAsked, check_unfinished, without_upgrade
+from app.http.known_head import KnownHead
 from app.http.limits import HttpLimits
 from app.http.refusal import CLOSED_CONTENT_POLICY, SAFE_HEADERS, HttpRefusal
 from app.http.watch import Watch
@@ -44,7 +45,6 @@ ANSWERING: Final = Phase.ANSWERING
 NEVER: Final = math.inf
 HEAD_END: Final = b"\r\n\r\n"
 STOP_GRACE_S: Final = 0.2
-MAX_KNOWN_BYTES: Final = 2048
 
 HEAD_TOO_SLOW = HttpRefusal(408, "header_too_slow", "The header took too long to arrive.")
 BODY_TOO_SLOW = HttpRefusal(408, "body_too_slow", "The body took too long to arrive.")
@@ -93,8 +93,9 @@ class GuardedConnection(asyncio.Protocol):
         self._phase = WAITING
         self._head_until: float | None = None
         self._held = b""
-        self._known_head = HEAD_END
-        self._known_bytes = 0
+        self._known_head = KnownHead()
+        # Of the request that repeats it: its own head, and all of it.
+        self._head_bytes = self._request_bytes = 0
         self._chunks: ChunkedBody | None = None
         self._left = 0
         self._body_since = 0.0
@@ -106,7 +107,7 @@ class GuardedConnection(asyncio.Protocol):
         raise NotImplementedError
 
     def _feed_again(self, data: bytes) -> None:
-        """Give it a whole request whose head is the same as that of the one before."""
+        """Give it a whole request whose head is known."""
         self._feed(data)
 
     # Events of the transport.
@@ -127,7 +128,9 @@ class GuardedConnection(asyncio.Protocol):
         phase = self._phase
         if phase is WAITING:
             # A client repeats its head, and what was good once is good again.
-            if data.startswith(self._known_head) and len(data) <= self._known_bytes:
+            head_bytes, request_bytes = self._known_head.matches(data)
+            if head_bytes and len(data) <= request_bytes:
+                self._head_bytes, self._request_bytes = head_bytes, request_bytes
                 self._repeat_head(data)
             else:
                 self._begin(data)
@@ -159,7 +162,7 @@ class GuardedConnection(asyncio.Protocol):
 
     def _repeat_head(self, data: bytes) -> None:
         """Take a request with the known head, or the start of its body."""
-        if len(data) == self._known_bytes:
+        if len(data) == self._request_bytes:
             self._phase = ANSWERING
             self.deadline = NEVER
             self._feed_again(data)
@@ -173,14 +176,14 @@ class GuardedConnection(asyncio.Protocol):
     def _gather(self, data: bytes) -> None:
         """Take a further part of a body, and go on once it is whole."""
         gathered = self._held + data
-        self._held = gathered[self._known_bytes :]
-        if len(gathered) < self._known_bytes:
+        self._held = gathered[self._request_bytes :]
+        if len(gathered) < self._request_bytes:
             self._held = gathered
             self._extend_body_deadline(len(data))
         else:
             self._phase = ANSWERING
             self.deadline = NEVER
-            self._feed_again(gathered[: self._known_bytes])
+            self._feed_again(gathered[: self._request_bytes])
 
     def _begin(self, data: bytes, seen_bytes: int = 0) -> None:
         """Take the start of a request, of which `seen_bytes` were looked at before."""
@@ -196,7 +199,8 @@ class GuardedConnection(asyncio.Protocol):
         except UpgradeAsked:
             self._begin(without_upgrade(data, end))
             return
-        self._remember(data[:end], length)
+        # What the parser makes of a head is kept for the last one that it read, and no other.
+        self._known_head = KnownHead() if length == CHUNKED else KnownHead(data[:end])
         if length == len(data) - end:
             self._phase = ANSWERING
             self.deadline = NEVER
@@ -204,16 +208,6 @@ class GuardedConnection(asyncio.Protocol):
             self._feed(data)
         else:
             self._begin_body(data, end, length)
-
-    def _remember(self, head: bytes, length: int) -> None:
-        """`head` needs no second look where it comes again before a body of `length` bytes.
-
-        A long one is not kept, nor one whose body says its length as it comes. What the parser
-        makes of a head is kept for the last one that it read, and no other.
-        """
-        known = len(head) <= MAX_KNOWN_BYTES and length != CHUNKED
-        self._known_head = head if known else HEAD_END
-        self._known_bytes = len(head) + length if known else 0
 
     def _hold_head(self, data: bytes, seen_bytes: int) -> None:
         """Keep an unfinished head; its deadline is absolute, whatever trickles in."""

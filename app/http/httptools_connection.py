@@ -11,6 +11,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from app.http.connection import UNREADABLE, GuardedConnection
 from app.http.cycle import Cycle, HeaderLines
+from app.http.known_head import KnownHead
 from app.http.repeat import EXTENSION, Repeat
 
 MAX_GATHERED_BYTES: Final = 1024 * 1024
@@ -53,30 +54,35 @@ class HttpToolsConnection(GuardedConnection, HttpToolsProtocol):
         keep_alive = version != "1.0" and self.parser.should_keep_alive()
         usual = keep_alive and not self.expect_100_continue
         self._repeat = None
-        if usual and self._known_bytes:
+        if usual and self._known_head:
             self.scope["extensions"] = {EXTENSION: partial(self._take, self._known_head)}
         self._known_scope = self._repeatable(self.scope) if usual else None
         self._start(self.scope, keep_alive)
 
     def _may_gather(self) -> bool:
-        return self._repeat is not None and self._known_bytes <= MAX_GATHERED_BYTES
+        return self._repeat is not None and self._request_bytes <= MAX_GATHERED_BYTES
 
-    def _take(self, head: bytes, repeat: Repeat) -> None:
+    def _take(self, head: KnownHead, repeat: Repeat) -> None:
         """Take an offer, unless it comes so late that another head is known by now."""
         if head is self._known_head:
             self._repeat = repeat
 
     def _feed_again(self, data: bytes) -> None:
-        """The scope as before: only the body is new."""
+        """The scope as before: only the body is new, and its length."""
         if self._known_scope is None:
             self._feed(data)
             return
-        body = data[len(self._known_head) :]
+        body = data[self._head_bytes :]
         if self._repeat is not None and not self.flow.write_paused:
             self._give_up = self._repeat(body, self._reply)
             if self._give_up is not None:
                 return
         self.scope = self._repeatable(self._known_scope)
+        if self._known_head.has_length:
+            self.scope["headers"] = [
+                field if field[0] != b"content-length" else (b"content-length", b"%d" % len(body))
+                for field in self.scope["headers"]
+            ]
         self._start(self.scope, True).whole_body = body
 
     def _reply(self, status: int, lines: bytes, body: bytes) -> None:

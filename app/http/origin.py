@@ -96,13 +96,13 @@ class OriginGuard:
         length = fields.get(b"content-length")
         if length is not None:
             # The protocol holds the sender to the length it names.
-            limit = self._max_body_bytes(scope["path"])
+            limit = self.max_body_bytes(scope["path"])
             if not length.isdigit() or int(length) > limit:
                 raise body_too_large(limit)
             return receive
         if scope["method"] in SAFE_METHODS and b"transfer-encoding" not in fields:
             return receive
-        limit = self._max_body_bytes(scope["path"])
+        limit = self.max_body_bytes(scope["path"])
         return CountedBody(receive, answer, limit, scope["path"]).receive
 
     def _check_origin(self, fields: Fields) -> None:
@@ -133,7 +133,8 @@ class OriginGuard:
             return self._headers[longest_prefix(path, self._header_prefixes)]
         return self._headers[""]
 
-    def _max_body_bytes(self, path: str) -> int:
+    def max_body_bytes(self, path: str) -> int:
+        """The largest body that may be sent to `path`."""
         if path.endswith(self._body_endings):
             ending = next(one for one in self._body_endings if path.endswith(one))
             return self._policy.max_body_bytes_by_ending[ending]
