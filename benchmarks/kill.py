@@ -14,6 +14,7 @@ import json
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -49,6 +50,19 @@ class Home:
         folder.mkdir(parents=True, exist_ok=True)
         self.store = JobStore(Database(url or f"sqlite:///{folder}/jobs.db"), lease_s=LEASE_S)
         self.models = ModelStore(folder / "models")
+
+    def is_locked(self) -> bool:
+        """Whether a process is in the middle of a read or a write of SQLite's file."""
+        if self.url:
+            return False
+        database = sqlite3.connect(self.folder / "jobs.db", timeout=0.5, isolation_level=None)
+        with contextlib.closing(database):
+            try:
+                database.execute("BEGIN EXCLUSIVE")
+            except sqlite3.OperationalError:
+                return True
+            database.execute("ROLLBACK")
+            return False
 
     def submit(self, name: str, **changes: Any) -> Job:
         config = {**CONFIG, "epochs": self.epochs, **changes}
@@ -228,13 +242,21 @@ async def kill_server(home: Home, name: str, expected: str, after_s: float) -> d
 
 
 async def stop_worker(home: Home, name: str, expected: str) -> dict[str, Any]:
-    """SIGSTOP a worker for more than three leases while another takes its job; then SIGCONT."""
+    """SIGSTOP a worker for more than three leases while another takes its job; then SIGCONT.
+
+    Not within a write: SQLite has one lock for the whole database, and who is stopped while holding
+    it stops everybody until it goes on or dies.
+    """
     first = home.process("worker")
     job = home.submit(name)
     second = None
     try:
         await begun(home, job)
         first.send_signal(signal.SIGSTOP)
+        while home.is_locked():
+            first.send_signal(signal.SIGCONT)
+            await asyncio.sleep(0.02)
+            first.send_signal(signal.SIGSTOP)
         second = home.process("worker")
         await asyncio.sleep(3.2 * LEASE_S)
         deadline = time.monotonic() + PATIENCE_S
