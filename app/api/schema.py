@@ -187,7 +187,8 @@ def install_schema(app: FastAPI, entries: Mapping[str, Any], tags: list[dict[str
                 routes=app.routes,
                 tags=tags,
             )
-            schema["paths"].update(entries)
+            # First, because /docs keeps the order and `predict` is what most people look for.
+            schema["paths"] = {**entries, **schema["paths"]}
             components = schema.setdefault("components", {})
             components.setdefault("schemas", {})["Error"] = ERROR_SCHEMA
             components["schemas"]["V2Error"] = V2_ERROR_SCHEMA
