@@ -19,32 +19,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from app.engine.compiling import compiled
-from app.engine.loading import LoadedVersion, load_version
+from app.engine.loading import load_version
+from benchmarks.in_process import compile_for
 from benchmarks.machine import this_machine
-from benchmarks.networks import IMAGENET, RESNET, RESNET_NAME, publish_resnet
+from benchmarks.networks import RESNET, RESNET_INT8, publish_resnet_forms
 from benchmarks.record import Record, Table, tell
 from benchmarks.rounds import Cell, Round, Sample, estimate, measure_rounds, ratio, undisturbed
 from benchmarks.verdict import Verdict, at_least, cells_table, goals_table
 from models import checkpoint
 from models.device import thread_count
-from models.manifest import NetworkSpec
-from models.networks import INT8
-from models.preprocessing import Preprocessing
-from models.store import ModelStore, Version
-from training.calibration import calibrated
+from models.store import ModelStore
 from training.feed import in_batches
-from training.importing import noise
 from training.measure import opened, whole
 from training.progress import drive
 
 SIZES: Final = (1, 8)
 GOALS: Final = {"auto": 2.2, "int8": 2.5}
+BATCH: Final = 32
 LEAST_AGREEMENT: Final = 0.98
 CPU: Final = torch.device("cpu")
-BATCH: Final = 32
-NUM_CALIBRATION: Final = 64
-NUM_GOLDEN: Final = 8
 
 Rows = Callable[[Tensor], Tensor]
 
@@ -70,12 +63,10 @@ def main() -> None:
 def cells_of(home: Path, seconds: float) -> tuple[list[Cell], str]:
     """Every way to compute with every batch size; and the form that `auto` chose."""
     store = ModelStore(home / "models")
-    pictures = noise(Preprocessing(steps=IMAGENET), NUM_CALIBRATION)
-    publish_resnet(store, pictures[:NUM_GOLDEN])
-    version = store.resolve(RESNET)
-    auto = load_version(version, CPU, "auto")
-    compile_for(auto)
-    small = load_version(published_int8(store, version, pictures), CPU, "auto")
+    publish_resnet_forms(store)
+    auto = load_version(store.resolve(RESNET), CPU, "auto")
+    compile_for(auto, SIZES)
+    small = load_version(store.resolve(RESNET_INT8), CPU, "auto")
     finish = auto.manifest.preprocessing.finish
     ways: dict[str, Rows] = {
         "eager fp32": auto.network,
@@ -114,27 +105,6 @@ def measuring(way: Rows, size: int, seconds: float) -> Callable[[], Sample]:
         }
 
     return measure
-
-
-def compile_for(loaded: LoadedVersion) -> None:
-    """As a server's background thread does; its child process would starve on a busy machine."""
-    form, row_shape = loaded.execution.form, loaded.manifest.preprocessing.input_shape
-    for size in SIZES:
-        tell(f"compiling for {size} rows …")
-        loaded.execution.compiled[size] = compiled(form, size, row_shape)
-
-
-def published_int8(store: ModelStore, version: Version, pictures: Tensor) -> Version:
-    """The int8 version of a network with random weights, which no dataset can measure."""
-    parent = checkpoint.load(version.folder)
-    batches = [parent.manifest.preprocessing.finish(one) for one in pictures.split(BATCH)]
-    network = drive(calibrated(parent.network, batches, len(pictures)))
-    spec = NetworkSpec(name=INT8 + RESNET_NAME, options=parent.manifest.network.options)
-    manifest = parent.manifest.model_copy(update={"network": spec})
-    return store.publish(
-        f"{version.name}-int8",
-        lambda folder: checkpoint.save(folder, network, manifest, pictures[:NUM_GOLDEN]),
-    )
 
 
 def ants_and_bees(home: Path) -> tuple[int, int] | None:

@@ -1,8 +1,9 @@
 """The limit of the computation: decode, preprocess and forward in a bare loop, with no server.
 
-`python -m benchmarks.in_process STORE MODEL BODY PORT` listens on PORT and takes connections one
-after the other. A line of JSON `{"seconds": 2.0, "batch": 1}` runs the loop that long on what is
-in the file BODY, and is answered by a line with the figures.
+`python -m benchmarks.in_process STORE MODEL BODY PORT PRECISION` listens on PORT and takes
+connections one after the other. PRECISION is that of a server's setting; `auto` compiles as well.
+A line of JSON `{"seconds": 2.0, "batch": 1}` runs the loop that long on what is in the file BODY,
+and is answered by a line with the figures.
 """
 
 import io
@@ -10,34 +11,34 @@ import json
 import socketserver
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import orjson
 import torch
 
-from app.engine.execution import Reference, choose_form
+from app.engine.compiling import compiled
+from app.engine.execution import Wanted
+from app.engine.loading import LoadedVersion, load_version
+from benchmarks.record import tell
 from benchmarks.system import HOST
-from models import checkpoint
-from models.checkpoint import Checkpoint
 from models.device import thread_count
 from models.store import ModelStore
 
 Step = Callable[[int], None]
 NUM_TIMES = 50
+SIZES = (1, 8)
 NPY = b"\x93NUMPY"
 
 
-def step_of(loaded: Checkpoint, body: bytes) -> Step:
+def step_of(loaded: LoadedVersion, body: bytes) -> Step:
     """What is done for a batch of so many requests with this body: a JPEG, V2 JSON, or an array.
 
     An array (`.npy`, float32 `[1, *input_shape]`) needs nothing before the network.
     """
     preprocessing = loaded.manifest.preprocessing
-    # In the same form as the server, which is told to stay with fp32 as well.
-    reference = Reference.of(loaded.golden, preprocessing, torch.device("cpu"))
-    network = choose_form(loaded.network, reference, "fp32")
+    network = loaded.execution
 
     tensor = torch.from_numpy(np.load(io.BytesIO(body))) if body.startswith(NPY) else None
 
@@ -58,6 +59,14 @@ def step_of(loaded: Checkpoint, body: bytes) -> Step:
             probabilities.topk(5, dim=1)
 
     return step
+
+
+def compile_for(loaded: LoadedVersion, sizes: Sequence[int]) -> None:
+    """As a server's background thread does; its child process would starve on a busy machine."""
+    form, row_shape = loaded.execution.form, loaded.manifest.preprocessing.input_shape
+    for size in sizes:
+        tell(f"compiling for {size} rows …")
+        loaded.execution.compiled[size] = compiled(form, size, row_shape)
 
 
 def run(step: Step, seconds: float, batch: int) -> dict[str, float]:
@@ -86,10 +95,13 @@ def run(step: Step, seconds: float, batch: int) -> dict[str, float]:
     }
 
 
-def main(store: str, model: str, body: str, port: str) -> None:
+def main(store: str, model: str, body: str, port: str, precision: Wanted = "fp32") -> None:
     """Load the model, and answer until the process is ended."""
     torch.set_num_threads(thread_count())
-    loaded = checkpoint.load(ModelStore(Path(store)).resolve(model).folder)
+    # In the same form as the server, which is told the same.
+    loaded = load_version(ModelStore(Path(store)).resolve(model), torch.device("cpu"), precision)
+    if precision == "auto":
+        compile_for(loaded, SIZES)
     step = step_of(loaded, Path(body).read_bytes())
     step(1)
 

@@ -11,8 +11,12 @@ from torch import Tensor, nn
 
 from models import checkpoint, networks
 from models.manifest import Manifest, NetworkSpec
+from models.networks import INT8
 from models.preprocessing import Preprocessing
 from models.store import ModelStore
+from training.calibration import calibrated
+from training.importing import noise
+from training.progress import drive
 
 Options = dict[str, Any]
 Steps = list[dict[str, Any]]
@@ -21,6 +25,10 @@ RESNET = "resnet"
 NUM_CLASSES = 1000
 PERCEPTRON_OPTIONS = {"inputs": 784, "hidden": [128, 64], "num_classes": 10}
 RESNET_NAME = "torchvision/resnet18"
+RESNET_INT8 = "resnet-int8"
+BATCH = 32
+NUM_CALIBRATION = 64
+NUM_GOLDEN = 8
 IMAGENET = [
     {"step": "decode"},
     {"step": "orient"},
@@ -59,6 +67,21 @@ def publish_resnet(store: ModelStore, golden_inputs: Tensor | None = None) -> No
     """ResNet-18 under the name `RESNET`; without golden inputs it is served in fp32 alone."""
     options: Options = {"num_classes": NUM_CLASSES}
     _publish(store, RESNET, resnet(), RESNET_NAME, options, IMAGENET, golden_inputs)
+
+
+def publish_resnet_forms(store: ModelStore) -> None:
+    """ResNet-18 that may be served in any form, and its int8 version, calibrated on noise."""
+    pictures = noise(Preprocessing(steps=IMAGENET), NUM_CALIBRATION)
+    publish_resnet(store, pictures[:NUM_GOLDEN])
+    parent = checkpoint.load(store.resolve(RESNET).folder)
+    batches = [parent.manifest.preprocessing.finish(one) for one in pictures.split(BATCH)]
+    network = drive(calibrated(parent.network, batches, len(pictures)))
+    spec = NetworkSpec(name=INT8 + RESNET_NAME, options=parent.manifest.network.options)
+    manifest = parent.manifest.model_copy(update={"network": spec})
+    store.publish(
+        RESNET_INT8,
+        lambda folder: checkpoint.save(folder, network, manifest, pictures[:NUM_GOLDEN]),
+    )
 
 
 def publish_network(

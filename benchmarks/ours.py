@@ -41,13 +41,12 @@ def echo(name: str, sizes: Sequence[int]) -> Launch:
     return Launch(name, command, port, "/", _environ())
 
 
-def bare_loop(name: str, home: Path, model: str, body: Path) -> Launch:
-    """`benchmarks.in_process` on one model."""
+def bare_loop(name: str, home: Path, model: str, body: Path, precision: str = "fp32") -> Launch:
+    """`benchmarks.in_process` on one model; it compiles first where `precision` is auto."""
     port = free_port()
-    command = [sys.executable, "-m", "benchmarks.in_process"]
-    return Launch(
-        name, [*command, str(home / "models"), model, str(body), str(port)], port, "", _environ()
-    )
+    arguments = [str(home / "models"), model, str(body), str(port), precision]
+    command = [sys.executable, "-m", "benchmarks.in_process", *arguments]
+    return Launch(name, command, port, "", _environ())
 
 
 def _environ() -> dict[str, str]:

@@ -4,7 +4,7 @@ Overload is measured here too, with a generator that does not wait for the serve
 """
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -74,6 +74,11 @@ class Scenario:
 
 EAGER: Final = {"precision": "fp32", "compile": "off"}
 """What the loop and the peers do; `--set precision=auto` shows what users get."""
+
+
+def multipart(model: str) -> Callable[[bytes], payload.Payload]:
+    """What makes a form of a picture, for one of the models."""
+    return lambda picture: payload.multipart(f"/v1/models/{model}/predict", picture)
 
 
 def prepare(

@@ -94,6 +94,12 @@ def ours_p(answer: bytes) -> Answer:
     return from_logits(json.loads(answer)["outputs"][0]["data"])
 
 
+def ours_binary(answer: bytes) -> Answer:
+    """V2 with raw numbers behind the JSON: the logits are the first."""
+    _, end = json.JSONDecoder().raw_decode(answer.decode("latin-1"))
+    return from_logits(np.frombuffer(answer[end:], np.float32)[:10])
+
+
 def ours_r(answer: bytes) -> Answer:
     """Our own `/v1` predict."""
     best = json.loads(answer)["predictions"][0]["top_k"]
