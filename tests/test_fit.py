@@ -191,6 +191,18 @@ def test_streamed_pictures_train_to_the_same_bits_as_resident_ones(
     assert digest_with(memory_budget_mb=0, num_workers=num_workers) == resident
 
 
+@pytest.mark.parametrize(("determinism", "fills"), [("exact", True), ("auto", False)])
+def test_memory_is_only_written_beforehand_where_that_is_asked_for(
+    determinism: str, fills: bool
+) -> None:
+    settings = config(epochs=1, determinism=determinism)
+    loop = fit(fresh(), opened(settings), settings)
+    next(loop)
+    assert torch.utils.deterministic.fill_uninitialized_memory is fills  # type: ignore[attr-defined]
+    loop.close()
+    assert torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+
+
 def test_a_diverging_run_names_the_step() -> None:
     settings = config(optimizer="sgd", learning_rate=1e30, report_every=2)
     with pytest.raises(LossNotFinite, match=r"the loss of step 2 \(epoch 1\).*lower --lr"):

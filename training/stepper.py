@@ -285,6 +285,10 @@ def repeatable(device: torch.device, threads: int, determinism: str) -> Iterator
     """
     cudnn, mode = torch.backends.cudnn, torch.get_deterministic_debug_mode()
     before = cudnn.deterministic, cudnn.benchmark, torch.get_num_threads()
+    memory: Any = torch.utils.deterministic
+    fills = memory.fill_uninitialized_memory
+    # Writing all memory before its use takes a twentieth of a small network's step.
+    memory.fill_uninitialized_memory = determinism == "exact"
     torch.set_num_threads(threads)
     if device.type == "cuda":
         cudnn.deterministic, cudnn.benchmark = True, False
@@ -296,3 +300,4 @@ def repeatable(device: torch.device, threads: int, determinism: str) -> Iterator
         cudnn.deterministic, cudnn.benchmark = before[:2]
         torch.set_num_threads(before[2])
         torch.set_deterministic_debug_mode(mode)
+        memory.fill_uninitialized_memory = fills
