@@ -13,7 +13,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import training.stepper
 from training.fit import fit
 from training.progress import drive
-from training.replayed_step import LEAST_STEPS, Change, ReplayedStep, recorder_for
+from training.replayed_step import (
+    LEAST_STEPS,
+    Change,
+    ProcessorRecorder,
+    ReplayedStep,
+    recorder_for,
+)
 
 
 class Recorder:
@@ -210,3 +216,21 @@ def test_no_step_waits_for_the_device(options: dict[str, object]) -> None:
             step()
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_batch_that_lies_in_memory_otherwise_is_replayed_alike() -> None:
+    layer, recorder = nn.Linear(4, 2), ProcessorRecorder()
+
+    def change(x: Tensor, targets: Tensor, learning_rate: float | Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            layer.weight.mul_(1 - learning_rate)
+            logits = layer(x)
+        return nn.functional.cross_entropy(logits, targets), logits
+
+    x, targets = torch.randn(6, 4), torch.zeros(6, dtype=torch.int64)
+    for _ in range(3):
+        recorder.eagerly(change, x, targets, 0.1)
+    replay, before = recorder.record(change, x, targets), layer.weight.clone()
+    loss, logits = replay(x.t().contiguous().t(), targets, 0.5)
+    torch.testing.assert_close(layer.weight, before / 2)
+    torch.testing.assert_close((loss, logits), change(x, targets, 0.0))

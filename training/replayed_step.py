@@ -121,7 +121,7 @@ class ProcessorRecorder:
 
     def record(self, change: Change, x: Tensor, targets: Tensor) -> Replay:
         """From the tapes of the steps before, which are let go."""
-        del change
+        del change, targets
         noted, self._noted = self._noted[-2:], []
         if len(noted) < 2:
             raise RuntimeError("it takes so long that a replay would save little")
