@@ -7,10 +7,13 @@ are noted on tapes. What cannot be recorded goes on eagerly.
 
 import logging
 import math
+import random
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final, Protocol, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -93,13 +96,23 @@ class CudaRecorder:
         return replay
 
 
+@dataclass(frozen=True)
+class _Noted:
+    """A step on a tape: how its inputs lay, its loss and logits, and whether others drew lots."""
+
+    tape: Tape
+    strides: tuple[int, ...]
+    answers: tuple[Tensor, Tensor]
+    drew: bool
+
+
 class ProcessorRecorder:
     """Of a processor: the last two eager steps are noted, and were alike if replays may follow."""
 
     def __init__(self) -> None:
         self._rate = torch.zeros((), dtype=torch.float64)
         self._first_step_s: float | None = None
-        self._noted: list[tuple[Tape, tuple[Tensor, Tensor]]] = []
+        self._noted: list[_Noted] = []
 
     def eagerly(
         self, change: Change, x: Tensor, targets: Tensor, learning_rate: float
@@ -113,22 +126,22 @@ class ProcessorRecorder:
         if self._first_step_s > LONGEST_FIRST_STEP_S:
             return change(x, targets, learning_rate)
         self._rate.fill_(learning_rate)
-        tape = Tape((x, targets, self._rate))
+        tape, lots = Tape((x, targets, self._rate)), _lots()
         with tape:
             answers = change(x, targets, self._rate)
-        self._noted.append((tape, answers))
+        self._noted.append(_Noted(tape, x.stride(), answers, drew=lots != _lots()))
         return answers
 
     def record(self, change: Change, x: Tensor, targets: Tensor) -> Replay:
         """From the tapes of the steps before, which are let go."""
-        del change, targets
+        del change, x, targets
         noted, self._noted = self._noted[-2:], []
         if len(noted) < 2:
             raise RuntimeError("it takes so long that a replay would save little")
-        (before, _), (tape, answers) = noted
-        if not tape.agrees_with(before):
-            raise RuntimeError("two steps were not the same calls on the same memory")
-        repeat, rate, strides = tape.repeated(answers), self._rate, x.stride()
+        before, last = noted
+        if last.drew or not last.tape.agrees_with(before.tape):
+            raise RuntimeError("another step may be other calls, or the same on other memory")
+        repeat, rate, strides = last.tape.repeated(last.answers), self._rate, last.strides
 
         def replay(x: Tensor, targets: Tensor, learning_rate: float) -> tuple[Tensor, Tensor]:
             if x.stride() != strides:  # which operations there are may depend on it
@@ -138,6 +151,11 @@ class ProcessorRecorder:
             return loss, logits
 
         return replay
+
+
+def _lots() -> object:
+    """Where the generators are that Python decides by; torch's are set before each step."""
+    return random.getstate(), np.random.get_state(legacy=False)["state"]["pos"]
 
 
 class ReplayedStep:
