@@ -233,15 +233,15 @@ def test_no_step_waits_for_the_device(options: dict[str, object]) -> None:
 
 
 def test_a_batch_that_lies_in_memory_otherwise_is_replayed_alike() -> None:
-    layer, recorder = nn.Linear(4, 2), ProcessorRecorder()
+    layer, recorder = nn.Linear(8, 2), ProcessorRecorder()
 
     def change(x: Tensor, targets: Tensor, learning_rate: float | Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             layer.weight.mul_(1 - learning_rate)
-            logits = layer(x)
+            logits = layer(x.reshape(3, 8))  # a view, or a copy where it lies otherwise
         return nn.functional.cross_entropy(logits, targets), logits
 
-    x, targets = torch.randn(6, 4), torch.zeros(6, dtype=torch.int64)
+    x, targets = torch.randn(6, 4), torch.zeros(3, dtype=torch.int64)
     for _ in range(3):
         recorder.eagerly(change, x, targets, 0.1)
     replay, before = recorder.record(change, x, targets), layer.weight.clone()

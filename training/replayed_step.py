@@ -107,7 +107,11 @@ class _Noted:
 
 
 class ProcessorRecorder:
-    """Of a processor: the last two eager steps are noted, and were alike if replays may follow."""
+    """Of a processor: the last two eager steps are noted, and were alike if replays may follow.
+
+    A network that goes another way in a later step, by a counter of its own, is not noticed; nor is
+    it on a GPU.
+    """
 
     def __init__(self) -> None:
         self._rate = torch.zeros((), dtype=torch.float64)
