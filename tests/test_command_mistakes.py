@@ -148,6 +148,8 @@ def desk(store: ModelStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         # Settings.
         ([*TRAIN, "digits", "--optimizer", "adam"], "--optimizer: it should be 'sgd' or 'adamw'"),
         ([*TRAIN, "digits", "--lr", "-1"], "--lr: it should be greater than 0; it is -1.0"),
+        ([*TRAIN, "plain.csv", "--recipe", "fast"], "--recipe: plain.csv has none; there is one"),
+        ([*TRAIN, "digits", "--recipe", "slow"], "--recipe: it should be auto, fast, none; it is"),
         ([*TRAIN, "digits", "--device", "tpu"], "'tpu' is not one of auto, cpu"),
         ([*TRAIN, "digits", "--name", "../x"], "'../x' is no name here"),
         ([*TRAIN, "digits", "--home", "text.txt"], "Not a directory: text.txt"),

@@ -191,6 +191,36 @@ def test_streamed_pictures_train_to_the_same_bits_as_resident_ones(
     assert digest_with(memory_budget_mb=0, num_workers=num_workers) == resident
 
 
+class Turned(nn.Linear):
+    """A linear layer whose weight gets its gradient as the transposed one lies."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1) @ self.weight.t().contiguous() + self.bias
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_gradient_changes_its_own_weights_however_it_lies(optimizer: str) -> None:
+    settings = config(optimizer=optimizer)
+    found = []
+    for kind in (Turned, nn.Linear):
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Flatten(), kind(64, 2))
+        found.append(drive(fit(network, opened(settings), settings)).network.state_dict())
+    torch.testing.assert_close(found[0], found[1])
+
+
+@pytest.mark.parametrize(("determinism", "fills"), [("exact", True), ("auto", False)])
+def test_memory_is_only_written_beforehand_where_that_is_asked_for(
+    determinism: str, fills: bool
+) -> None:
+    settings = config(epochs=1, determinism=determinism)
+    loop = fit(fresh(), opened(settings), settings)
+    next(loop)
+    assert torch.utils.deterministic.fill_uninitialized_memory is fills  # type: ignore[attr-defined]
+    loop.close()
+    assert torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+
+
 def test_a_diverging_run_names_the_step() -> None:
     settings = config(optimizer="sgd", learning_rate=1e30, report_every=2)
     with pytest.raises(LossNotFinite, match=r"the loss of step 2 \(epoch 1\).*lower --lr"):

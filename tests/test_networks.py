@@ -77,6 +77,20 @@ def test_takes_no_memory_on_the_meta_device(name: str) -> None:
     assert all(tensor.is_meta for tensor in network.state_dict().values())
 
 
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_gradients_come_to_the_last_relu_as_its_answers_lie(layout: torch.memory_format) -> None:
+    network = networks.build("cnn", {"channels": 1, "size": 8, "num_classes": 10}).to(
+        memory_format=layout
+    )
+    last, came = list(network.body)[-1], []
+    last.register_full_backward_hook(lambda _, __, outer: came.append(outer[0].stride()))
+    answers = last.register_forward_hook(lambda _, __, found: came.append(found.stride()))
+    x = torch.rand(4, 1, 8, 8).contiguous(memory_format=layout)
+    network(x).square().sum().backward()
+    answers.remove()
+    assert came[0] == came[1]
+
+
 def test_mlp_has_three_layers_by_default_and_flattens() -> None:
     network = networks.build("mlp", {"inputs": 12, "num_classes": 2})
     assert sum(isinstance(layer, nn.Linear) for layer in network.modules()) == 3

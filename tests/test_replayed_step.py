@@ -1,18 +1,26 @@
 """A recorded step changes the weights as an eager one does, and counts as one."""
 
+import random
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
-from test_fit import config, opened, small_cnn
-from torch import Tensor
+from test_fit import config, fresh, opened, small_cnn
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import training.stepper
 from training.fit import fit
 from training.progress import drive
-from training.replayed_step import Change, ReplayedStep, recorder_for
+from training.replayed_step import (
+    LEAST_STEPS,
+    Change,
+    ProcessorRecorder,
+    ReplayedStep,
+    recorder_for,
+)
 
 
 class Recorder:
@@ -45,6 +53,17 @@ class Recorder:
         return replay
 
 
+@pytest.fixture
+def replays(monkeypatch: pytest.MonkeyPatch) -> list[ReplayedStep]:
+    """Every replayed step that the test makes."""
+    made: list[ReplayedStep] = []
+    make = ReplayedStep.__init__
+    monkeypatch.setattr(
+        ReplayedStep, "__init__", lambda self, *rest: (made.append(self), make(self, *rest))[1]
+    )
+    return made
+
+
 def weights_of(**options: object) -> tuple[list[Tensor], list[float]]:
     settings = config(**options)
     fitted = drive(fit(small_cnn(), opened(settings), settings))
@@ -68,26 +87,88 @@ def test_a_run_ends_alike_whether_its_steps_are_replayed(
     assert losses == pytest.approx(others, rel=1e-5)
 
 
-def test_short_runs_and_processors_record_nothing() -> None:
-    assert recorder_for(torch.device("cpu"), 1_000_000) is None
+def test_short_runs_record_nothing() -> None:
+    assert recorder_for(torch.device("cpu"), 10) is None
     assert recorder_for(torch.device("cuda"), 10) is None
+
+
+class Changing(nn.Module):
+    """One layer more in every other step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.num_calls = nn.Linear(64, 2), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.num_calls += 1
+        found: Tensor = self.layer(x.flatten(1))
+        return found.relu() if self.num_calls % 2 else found
+
+
+class Drawing(nn.Linear):
+    """Could leave its layer out, by a lot that torch knows nothing of."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = super().forward(x.flatten(1))
+        return found if random.random() < 2 else found * 0
+
+
+NETWORKS = {
+    "cnn": small_cnn,
+    "mlp": partial(fresh, dropout=0.3),
+    "changing": Changing,
+    "drawing": partial(Drawing, 64, 2),
+}
+SETTINGS = [
+    {"optimizer": "sgd", "nesterov": True, "schedule": "one-cycle"},
+    {"gradient_clip": 1.0, "class_weights": "balanced", "weight_decay": 0.1, "precision": "bf16"},
+    {"augment": "digits", "ema_decay": 0.9, "label_smoothing": 0.1},
+]
+
+
+@pytest.mark.parametrize("options", SETTINGS)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_replays_on_a_processor_have_the_bits_of_eager_steps(
+    monkeypatch: pytest.MonkeyPatch,
+    replays: list[ReplayedStep],
+    network: str,
+    options: dict[str, Any],
+) -> None:
+    def weights() -> list[Tensor]:
+        torch.manual_seed(0)
+        settings = config(epochs=4, **options)
+        return [
+            *drive(fit(NETWORKS[network](), opened(settings, 44), settings)).network.parameters()
+        ]
+
+    eager = weights()
+    monkeypatch.setitem(LEAST_STEPS, "cpu", 1)
+    replayed = weights()
+    assert (replays[-1].replay is None) is (network in ("changing", "drawing"))
+    assert all(torch.equal(one, other) for one, other in zip(eager, replayed, strict=True))
+
+
+def test_long_steps_are_not_recorded(
+    monkeypatch: pytest.MonkeyPatch, replays: list[ReplayedStep]
+) -> None:
+    monkeypatch.setitem(LEAST_STEPS, "cpu", 1)
+    monkeypatch.setattr("training.replayed_step.LONGEST_FIRST_STEP_S", 0.0)
+    weights_of()
+    assert replays[-1].replay is None
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_on_a_gpu_too(monkeypatch: pytest.MonkeyPatch, optimizer: str) -> None:
+def test_on_a_gpu_too(
+    monkeypatch: pytest.MonkeyPatch, replays: list[ReplayedStep], optimizer: str
+) -> None:
     if not torch.cuda.is_available():
         pytest.skip("this machine has no CUDA device")
     options = {"optimizer": optimizer, "epochs": 3, "device": "cuda", "precision": "fp32"}
     eager, losses = weights_of(**options)
-    monkeypatch.setattr("training.replayed_step.LEAST_STEPS", 1)
-    made: list[ReplayedStep] = []
-    make = ReplayedStep.__init__
-    monkeypatch.setattr(
-        ReplayedStep, "__init__", lambda self, *rest: (made.append(self), make(self, *rest))[1]
-    )
+    monkeypatch.setitem(LEAST_STEPS, "cuda", 1)
     replayed, others = weights_of(**options)
-    assert made[0].replay is not None
+    assert replays[-1].replay is not None
     assert losses == pytest.approx(others, rel=1e-3)
     for one, other in zip(eager, replayed, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
@@ -149,3 +230,21 @@ def test_no_step_waits_for_the_device(options: dict[str, object]) -> None:
             step()
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_batch_that_lies_in_memory_otherwise_is_replayed_alike() -> None:
+    layer, recorder = nn.Linear(8, 2), ProcessorRecorder()
+
+    def change(x: Tensor, targets: Tensor, learning_rate: float | Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            layer.weight.mul_(1 - learning_rate)
+            logits = layer(x.reshape(3, 8))  # a view, or a copy where it lies otherwise
+        return nn.functional.cross_entropy(logits, targets), logits
+
+    x, targets = torch.randn(6, 4), torch.zeros(3, dtype=torch.int64)
+    for _ in range(3):
+        recorder.eagerly(change, x, targets, 0.1)
+    replay, before = recorder.record(change, x, targets), layer.weight.clone()
+    loss, logits = replay(x.t().contiguous().t(), targets, 0.5)
+    torch.testing.assert_close(layer.weight, before / 2)
+    torch.testing.assert_close((loss, logits), change(x, targets, 0.0))

@@ -120,7 +120,7 @@ class Stepper:
         state.unreported.append(loss)
 
     def may_record(self, num_steps: int) -> None:
-        """Where a device can, and that many steps pay for it, steps are recorded and replayed.
+        """Where that many steps pay for it, they are recorded and replayed.
 
         Not where ranks share a step, nor where each batch is mixed in another way.
         """
@@ -150,7 +150,7 @@ class Stepper:
         with self.autocast():
             logits = self.state.network(laid_out(x, self.layout))
         loss = self._loss(logits, targets)
-        loss.backward()  # type: ignore[no-untyped-call]
+        self._differentiate(loss)
         self._follow_gradients(learning_rate)
         return loss.detach(), logits.detach()
 
@@ -187,10 +187,22 @@ class Stepper:
             loss = loss + (1 - share) * self._loss(logits, others)
         if batch.weight < 1:
             loss = loss * batch.weight
-        loss.backward()  # type: ignore[no-untyped-call]
+        self._differentiate(loss)
         self._answers = (logits.detach(), targets)
         found: Tensor = loss.detach()
         return found
+
+    def _differentiate(self, loss: Tensor) -> None:
+        """Give each parameter its gradient, which lies in memory as the parameter does.
+
+        As `backward` does, but for a copy that it makes of gradients that someone else holds, as a
+        tape does. Optimizers take the two as they lie.
+        """
+        found = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        for parameter, gradient in zip(self.parameters, found, strict=True):
+            if gradient is not None and gradient.stride() != parameter.stride():
+                gradient = torch.empty_like(parameter).copy_(gradient)
+            parameter.grad = gradient
 
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Mean over the batch; a sample counts as much as its class weighs."""
@@ -198,7 +210,7 @@ class Stepper:
         if self.weights is None:
             return F.cross_entropy(logits, targets, label_smoothing=smoothing)
         each = F.cross_entropy(logits, targets, label_smoothing=smoothing, reduction="none")
-        return (each * self.weights[targets]).mean()
+        return (each * self.weights.take(targets)).mean()
 
     def _shared(self, exchange: Exchange, batch: Batch, loss: Tensor) -> Tensor:
         """Everything that ranks tell each other in a step, in one tensor; give the whole loss.
@@ -273,6 +285,10 @@ def repeatable(device: torch.device, threads: int, determinism: str) -> Iterator
     """
     cudnn, mode = torch.backends.cudnn, torch.get_deterministic_debug_mode()
     before = cudnn.deterministic, cudnn.benchmark, torch.get_num_threads()
+    memory: Any = torch.utils.deterministic
+    fills = memory.fill_uninitialized_memory
+    # Writing all memory before its use takes a twentieth of a small network's step.
+    memory.fill_uninitialized_memory = determinism == "exact"
     torch.set_num_threads(threads)
     if device.type == "cuda":
         cudnn.deterministic, cudnn.benchmark = True, False
@@ -284,3 +300,4 @@ def repeatable(device: torch.device, threads: int, determinism: str) -> Iterator
         cudnn.deterministic, cudnn.benchmark = before[:2]
         torch.set_num_threads(before[2])
         torch.set_deterministic_debug_mode(mode)
+        memory.fill_uninitialized_memory = fills

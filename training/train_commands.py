@@ -34,6 +34,14 @@ Name = Annotated[
 Resume = Annotated[
     Path | None, typer.Option("--resume", help="Go on with an interrupted run: its folder.")
 ]
+RecipeChoice = Annotated[
+    str,
+    typer.Option(
+        "--recipe",
+        help="fast: settings found by experiment for a built-in dataset, beneath those that are "
+        "given here. none: the defaults below. auto: fast where nothing of training is given.",
+    ),
+]
 Weights = Annotated[
     str,
     typer.Option(
@@ -63,6 +71,7 @@ def train(
     name: Name = None,
     resume: Resume = None,
     option: Options = None,
+    recipe: RecipeChoice = "auto",
     home: Home = HOME,
     as_json: Json = False,
     rank: Rank = 0,
@@ -72,21 +81,24 @@ def train(
     """Train a network from fresh weights, measure it, and publish it as a version.
 
     Where only the dataset is named, its recipe is used: settings found by experiment. Any other
-    option of training turns that off, and the defaults below hold.
+    option of training turns that off, and the defaults below hold, unless --recipe says fast.
     """
-    from training.recipes import with_recipe
+    from training.recipes import recipe_for, with_recipe
     from training.train import train as run_training
 
     with _torchrun(rank, num_ranks, num_here) as ranks:
         given |= {"num_processes": num_ranks} if ranks else {}
+        said: list[str] = []
         if resume is not None:
             name, settings = _read_run(resume, "train", given)
             config = TrainConfig.of(**settings)
         else:
-            options = {"network_options": named_values(option)} if option else {}
-            config = TrainConfig.of(**with_recipe({**given, **options}))
+            given |= {"network_options": named_values(option)} if option else {}
+            config = TrainConfig.of(**with_recipe(given, recipe))
+            used = recipe_for(given, recipe)
+            said += [f"recipe         {used.evidence}"] if used else []
         run = resume or _new_run(home, "train", name, config.model_dump(mode="json"))
-        _carry_out(run_training(config, run=run, ranks=ranks), run, name, home, as_json)
+        _carry_out(run_training(config, run=run, ranks=ranks), run, name, home, as_json, said)
 
 
 def finetune(
