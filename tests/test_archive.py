@@ -411,6 +411,7 @@ def test_real_archives_are_read(
     assert len(read) == 3
 
 
+@pytest.mark.slow
 def test_more_entries_than_fit_sixteen_bits_are_read(tmp_path: Path) -> None:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:

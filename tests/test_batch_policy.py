@@ -128,6 +128,34 @@ def test_five_rows_are_padded_on_a_card_and_cut_on_a_processor() -> None:
     assert sizes.favoured(100, measured(*PROCESSOR)) == 8
 
 
+def seen(**seconds: float) -> BatchTime:
+    """Batches of some sizes, each seen a few times."""
+    time = BatchTime()
+    for _ in range(4):
+        for size, taken in seconds.items():
+            time.add(int(size[1:]), taken, now=0.0)
+    return time
+
+
+def test_a_batch_is_no_larger_than_it_is_good_for() -> None:
+    sizes = BatchSizes.doubling(16)
+    falls_off = seen(_1=0.027, _2=0.048, _4=0.086, _8=0.164, _16=0.440)
+    assert [sizes.favoured(rows, falls_off) for rows in (1, 9, 15, 16, 40)] == [1, 8, 8, 8, 8]
+    card = seen(_1=0.0050, _2=0.0051, _4=0.0052, _8=0.0055, _16=0.0061)
+    assert [sizes.favoured(rows, card) for rows in (1, 5, 15, 16)] == [1, 5, 15, 16]
+    tiny = seen(_1=0.00004, _2=0.00005, _4=0.00006, _8=0.00008, _16=0.0004)
+    assert [sizes.favoured(rows, tiny) for rows in (2, 16)] == [2, 16]
+
+
+def test_a_size_that_was_once_slow_is_tried_again() -> None:
+    sizes = BatchSizes.doubling(16)
+    time = seen(_8=0.080, _16=0.500)
+    assert sizes.favoured(16, time) == 8
+    for _ in range(500):
+        time.add(8, 0.080, now=0.0)
+    assert sizes.favoured(16, time) == 16
+
+
 def test_what_waits_takes_full_batches_and_a_padded_one() -> None:
     time = measured(0.001, 0.001)
     assert BatchSizes.doubling(8).seconds(19, time) == pytest.approx(2 * 0.009 + 0.005)

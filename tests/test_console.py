@@ -1,7 +1,6 @@
 """How a loop looks while it runs, and how it is stopped."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -20,7 +19,7 @@ def three_steps(events: list[str], interrupt_in: int = 0) -> Generator[Progress,
         for step in (1, 2, 3):
             events.append(f"step {step} begins")
             if step == interrupt_in:
-                os.kill(os.getpid(), signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
             events.append(f"step {step} ends")
             yield Progress("train", step, 3, epoch=1, num_epochs=1, loss=1 / step, accuracy=0.5)
         yield Progress("epoch", 3, 3, epoch=1, num_epochs=1, accuracy=0.75)
@@ -48,10 +47,10 @@ def test_ctrl_c_lets_the_step_end_and_then_closes_the_loop() -> None:
 def test_a_second_ctrl_c_does_not_wait() -> None:
     with stop_requests() as is_asked_to_stop:
         assert not is_asked_to_stop()
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         assert is_asked_to_stop()
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:

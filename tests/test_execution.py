@@ -281,6 +281,7 @@ def test_a_child_that_fails_leaves_eager_code_serving(
     assert not loaded.execution.compiled
 
 
+@pytest.mark.slow
 def test_nobody_imports_the_compiler_on_the_way_to_an_answer() -> None:
     code = "import app.engine.compiling, sys; print('torch._dynamo' in sys.modules)"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

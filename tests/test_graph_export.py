@@ -27,6 +27,7 @@ def batch(loaded: Checkpoint, num_rows: int) -> Tensor:
     return loaded.manifest.preprocessing.finish(pixels.to(torch.uint8))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["pt2", "onnx"])
 def test_a_graph_takes_batches_of_any_size(home: Path, tmp_path: Path, form: str) -> None:
     path = tmp_path / f"digits.{form}"

@@ -322,6 +322,7 @@ while (job := store.claim([Kind.FINE_TUNING], sys.argv[2])) is not None:
 """
 
 
+@pytest.mark.slow
 def test_two_processes_that_claim_at_once_get_each_job_once(store: JobStore, url: str) -> None:
     made = [store.create(new()).id for _ in range(40)]
     claimers = [
@@ -344,6 +345,7 @@ def test_what_raises_within_a_transaction_leaves_nothing(store: JobStore) -> Non
     assert store.list(TUNE) == ([], False)
 
 
+@pytest.mark.slow
 def test_looking_costs_the_same_among_ten_thousand_jobs(store: JobStore) -> None:
     def seconds() -> float:
         began = time.process_time()

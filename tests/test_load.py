@@ -18,7 +18,7 @@ from benchmarks.machine import cores
 from benchmarks.open_loop import OpenLoop, Plan, Summary
 from benchmarks.payload import Payload
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 BUSY = b"HTTP/1.1 429 Too Many Requests\r\nContent-Length: 0\r\n\r\n"

@@ -77,6 +77,7 @@ def test_equal_hashes_are_one_group_and_none_is_none() -> None:
     assert find_alike([]) == ([], True)
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_are_searched_in_seconds() -> None:
     hashes = [int(one) for one in np.random.default_rng(0).integers(0, 2**63, 100_000)]
     started = time.process_time()
@@ -84,6 +85,7 @@ def test_a_hundred_thousand_are_searched_in_seconds() -> None:
     assert time.process_time() - started < 10
 
 
+@pytest.mark.slow
 def test_a_search_made_to_be_slow_is_cut() -> None:
     """All agree in six of the seven pieces, so that each bucket holds everything."""
     started = time.process_time()

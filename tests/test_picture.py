@@ -248,6 +248,7 @@ def written(folder: Path, pictures: dict[str, Callable[[], bytes]]) -> list[Path
     return [folder / name for name in pictures]
 
 
+@pytest.mark.slow
 def test_no_real_picture_and_no_bomb_costs_more_than_two_seconds_and_256_mib(
     real_data: Path, tmp_path: Path
 ) -> None:

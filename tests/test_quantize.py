@@ -17,6 +17,8 @@ from models.int8_network import layers_of
 from models.seen import read_seen
 from models.store import ModelStore
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 

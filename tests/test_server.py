@@ -24,6 +24,8 @@ from starlette.routing import Route
 from app.http.listener import ListenError, listen
 from app.http.server import HttpServer, serve
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 SLOW = GET.replace(b"GET /", b"GET /slow")

@@ -10,6 +10,13 @@ from collections.abc import Iterable
 MEMORY_BATCHES = 50
 TRUSTED_FOR_S = 5.0
 OUTLIER = 4.0
+# What a size was seen to take is believed for so many batches: a pause is not held against it.
+KEPT_BATCHES = 500
+# A larger batch has to compute a row quicker by more than this to be worth the wait of the first.
+NEARLY = 1.02
+# Batches of fewer rows, or that take less time, are not cut for that.
+LEAST_CUT = 8
+LEAST_CUT_S = 0.005
 
 
 class BatchTime:
@@ -32,6 +39,8 @@ class BatchTime:
         self._first_s = 0.0
         self._learnt: list[float] = []
         self._measured_at = float("-inf")
+        # By size: seconds, and how many batches there had been when it was last seen.
+        self._by_size: dict[int, tuple[float, int]] = {}
         self._weight = self._x = self._y = self._xx = self._xy = 0.0
 
     def add(
@@ -58,6 +67,8 @@ class BatchTime:
         self._xx = keep * self._xx + num_rows * num_rows
         self._xy = keep * self._xy + num_rows * seconds
         self.num_batches += 1
+        before_s = self._by_size.get(num_rows, (seconds, 0))[0]
+        self._by_size[num_rows] = ((before_s + seconds) / 2, self.num_batches)
         self._recent.append(seconds if elapsed_s is None else elapsed_s)
         self._measured_at = now
         if self.num_batches < 16 or self.num_batches % 8 == 0:
@@ -66,6 +77,15 @@ class BatchTime:
     def seconds(self, num_rows: int) -> float:
         """T(num_rows); 0 while nothing is known."""
         return self.start_s + self.per_row_s * num_rows
+
+    def seen_s(self, num_rows: int) -> float | None:
+        """What batches of just this size took lately; None where there were none.
+
+        Unlike `seconds` it knows where time grows faster than the rows, as where a batch no longer
+        fits into what a processor keeps near, or its memory comes fresh from the system each time.
+        """
+        seconds, seen_at = self._by_size.get(num_rows, (0.0, -KEPT_BATCHES))
+        return seconds if self.num_batches - seen_at < KEPT_BATCHES else None
 
     def rows_within(self, seconds: float) -> int:
         """The most rows whose batch ends within `seconds`; may be 0 or below."""
@@ -139,6 +159,9 @@ class BatchSizes:
         processor, where time grows with the rows, five rows are 4 and 1; on a graphics card,
         where a batch costs nearly the same whatever its size, they are 8.
         """
+        quickest = self._quickest(min(num_rows, self.largest), time)
+        if quickest is not None:
+            return quickest
         if num_rows >= self.largest:
             return self.largest
         below = self.at_most(num_rows)
@@ -146,3 +169,21 @@ class BatchSizes:
             return num_rows
         in_two = time.seconds(below) + time.seconds(self.padded(num_rows - below))
         return below if in_two < time.seconds(self.padded(num_rows)) else num_rows
+
+    def _quickest(self, num_rows: int, time: BatchTime) -> int | None:
+        """Of sizes that were all seen, the smallest that is nearly as quick a row as any.
+
+        None for few rows, and for what is soon done: there is little to gain, and a request of a
+        few rows had better be one batch each time.
+        """
+        first = bisect_left(self.sizes, LEAST_CUT)
+        sizes = self.sizes[first : bisect_left(self.sizes, num_rows) + 1]
+        seconds = [time.seen_s(size) for size in sizes]
+        if len(sizes) < 2 or None in seconds or (seconds[-1] or 0.0) < LEAST_CUT_S:
+            return None
+        rows = [min(size, num_rows) for size in sizes]
+        costs_s = [(each or 0.0) / count for each, count in zip(seconds, rows, strict=True)]
+        least_s = min(costs_s)
+        return next(
+            count for count, cost_s in zip(rows, costs_s, strict=True) if cost_s <= NEARLY * least_s
+        )
