@@ -57,7 +57,7 @@ class CNN(nn.Module):
 def _keep_layout(features: Tensor) -> None:
     """Let their gradient lie in memory as they do, not as the head flattened them.
 
-    Where the two differ, the way back through the last ReLU takes ten times as long as this copy.
+    Where the two differ, the way back through the last ReLU took a tenth of a step.
     """
     is_last = features.is_contiguous(memory_format=torch.channels_last)
     layout = torch.channels_last if is_last else torch.contiguous_format

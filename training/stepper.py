@@ -287,7 +287,7 @@ def repeatable(device: torch.device, threads: int, determinism: str) -> Iterator
     before = cudnn.deterministic, cudnn.benchmark, torch.get_num_threads()
     memory: Any = torch.utils.deterministic
     fills = memory.fill_uninitialized_memory
-    # Writing all memory before its use takes a twentieth of a small network's step.
+    # Writing all memory before its use takes some per cent of a small network's step.
     memory.fill_uninitialized_memory = determinism == "exact"
     torch.set_num_threads(threads)
     if device.type == "cuda":
