@@ -44,6 +44,15 @@ def test_ctrl_c_lets_the_step_end_and_then_closes_the_loop() -> None:
     assert signal.getsignal(signal.SIGINT) is handler
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """As in a terminal: what a shell starts in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_second_ctrl_c_does_not_wait() -> None:
     with stop_requests() as is_asked_to_stop:
         assert not is_asked_to_stop()
