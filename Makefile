@@ -21,7 +21,8 @@ test: setup  ## the quick tests
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 -m "not slow and not gpu"
 
 test-slow: setup  ## real servers, browsers, kills
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 2 -m "slow and not alone and not gpu"
+	$(BIN)/python -m pytest -m "slow and alone and not gpu"
 
 test-gpu: setup  ## what needs a CUDA device
 	$(BIN)/python -m pytest -m gpu

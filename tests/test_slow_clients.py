@@ -114,6 +114,7 @@ def p99_ms(port: int, seconds: float) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_two_thousand_slow_clients_cost_real_requests_little() -> None:
     with process(SERVER) as server:
         port = int(line_of(server))
