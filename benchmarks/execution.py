@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from app.engine.loading import load_version
-from benchmarks.in_process import compile_for
+from benchmarks.in_process import SIZES, compile_for
 from benchmarks.machine import this_machine
 from benchmarks.networks import RESNET, RESNET_INT8, publish_resnet_forms
 from benchmarks.record import Record, Table, tell
@@ -33,7 +33,6 @@ from training.feed import in_batches
 from training.measure import opened, whole
 from training.progress import drive
 
-SIZES: Final = (1, 8)
 GOALS: Final = {"auto": 2.2, "int8": 2.5}
 BATCH: Final = 32
 LEAST_AGREEMENT: Final = 0.98

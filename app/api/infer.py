@@ -19,7 +19,7 @@ from app.api.choice import Asked, asked
 from app.api.compression import LARGEST_RATIO, accepted_encoding, deflate, inflate
 from app.api.repeated_request import BEGIN
 from app.api.v2_form import KnownForm
-from app.api.v2_model import batch_of, numbers_of, outputs_of, queue_priority
+from app.api.v2_model import ACCEPTED_DATATYPES, batch_of, numbers_of, outputs_of, queue_priority
 from app.api.v2_request import InferRequest, parse_request
 from app.api.v2_response import Answer, encode_answer, select_outputs
 from app.api.v2_tensors import Limits
@@ -108,7 +108,7 @@ class InferRoute:
         fields.append((b"content-length", b"%d" % len(body)))
         await send({"type": "http.response.start", "status": 200, "headers": fields})
         await send({"type": "http.response.body", "body": body})
-        if head.accept_encoding is None and head.content_encoding == "identity":
+        if _may_begin_at_once(head, request):
             scope[BEGIN] = partial(self.begin, head, KnownForm())
 
     def begin(
@@ -200,6 +200,15 @@ def encoded(
     answer = encode_answer(predictor.name, str(predictor.version), request.id, outputs)
     predictor.encode_time.add(time.perf_counter_ns() - began_ns)
     return answer.body, [*_described(answer), (b"x-model-version", b"%d" % predictor.version)]
+
+
+def _may_begin_at_once(head: InferHead, request: InferRequest) -> bool:
+    """Whether requests of this kind need nothing that `begin` cannot do.
+
+    One that takes the usual way after all was read twice, so pictures are not tried.
+    """
+    plain = head.accept_encoding is None and head.content_encoding == "identity"
+    return plain and all(one.datatype in ACCEPTED_DATATYPES["FP32"] for one in request.inputs)
 
 
 def _described(answer: Answer) -> Fields:

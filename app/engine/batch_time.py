@@ -155,7 +155,8 @@ class BatchSizes:
     def favoured(self, num_rows: int, time: BatchTime) -> int:
         """How many of `num_rows` waiting rows to take now.
 
-        All of them, padded up, unless two unpadded batches are quicker than one padded: on a
+        No more than a long batch was seen to be good for. Otherwise all of them, padded up, unless
+        two unpadded batches are quicker than one padded: on a
         processor, where time grows with the rows, five rows are 4 and 1; on a graphics card,
         where a batch costs nearly the same whatever its size, they are 8.
         """
@@ -177,13 +178,15 @@ class BatchSizes:
         few rows had better be one batch each time.
         """
         first = bisect_left(self.sizes, LEAST_CUT)
-        sizes = self.sizes[first : bisect_left(self.sizes, num_rows) + 1]
-        seconds = [time.seen_s(size) for size in sizes]
-        if len(sizes) < 2 or None in seconds or (seconds[-1] or 0.0) < LEAST_CUT_S:
+        row_s: dict[int, float] = {}
+        for size in self.sizes[first : bisect_left(self.sizes, num_rows) + 1]:
+            seconds = time.seen_s(size)
+            if seconds is None:
+                return None
+            rows = min(size, num_rows)
+            row_s[rows] = seconds / rows
+        if len(row_s) < 2 or row_s[num_rows] * num_rows < LEAST_CUT_S:
             return None
-        rows = [min(size, num_rows) for size in sizes]
-        costs_s = [(each or 0.0) / count for each, count in zip(seconds, rows, strict=True)]
-        least_s = min(costs_s)
         return next(
-            count for count, cost_s in zip(rows, costs_s, strict=True) if cost_s <= NEARLY * least_s
+            rows for rows, cost_s in row_s.items() if cost_s <= NEARLY * min(row_s.values())
         )

@@ -5,7 +5,9 @@ from typing import Final
 
 MAX_HEAD_BYTES: Final = 2048
 MAX_DIGITS: Final = 10
-LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,10})[ \t]*\r", re.IGNORECASE)
+LENGTH: Final = re.compile(
+    rb"\r\ncontent-length:[ \t]*([0-9]{1,%d})[ \t]*\r" % MAX_DIGITS, re.IGNORECASE
+)
 
 
 class KnownHead:

@@ -32,6 +32,3 @@ class Repeat(Protocol):
         It raises nothing. `reply` is called once, now or later, unless the caller goes before:
         then what was returned is called, which does no harm when all is over.
         """
-
-
-Offer = Callable[[Repeat], None]
