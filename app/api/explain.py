@@ -28,6 +28,7 @@ from app.api.v2_response import encode_answer
 from app.api.v2_tensors import NamedTensor
 from app.engine.attribution import Baseline, Explainer, Explanation, Method, Question
 from app.engine.live import LiveModels
+from app.engine.pictures import Pictures
 from app.engine.predictor import Predictor
 from app.errors import BadInput, BadRequest, ForwardFailed
 
@@ -135,9 +136,11 @@ def explain_routes(live: LiveModels, explainer: Explainer, limits: ExplainLimits
         request.scope["model"] = predictor
         content_type = request.headers.get("content-type", "")
         inputs, options = read_question(content_type, body, request.url.query)
-        batch = await predict_batch_of(predictor, inputs, deadline, max_inputs=1)
-        prediction = await predictor.predict(batch, deadline)
-        batch = predictor.finished(batch)
+        rows = await predict_batch_of(predictor, inputs, deadline, max_inputs=1)
+        if isinstance(rows, Pictures):  # they are needed as numbers afterwards
+            rows = await predictor.decode(rows.encoded, deadline)
+        prediction = await predictor.predict(rows, deadline)
+        batch = predictor.finished(rows)
         target = _target(predictor, options.target, prediction.logits)
         question = Question(target=target, **options.model_dump(exclude={"target"}))
         explanation = await explainer.explain(predictor, batch, question, deadline)

@@ -152,12 +152,13 @@ class InferRoute:
     ) -> Prediction | None:
         """None for an empty batch, which no model sees."""
         began = time.perf_counter()
-        batch: Tensor = await batch_of(predictor, request.inputs, self._limits, deadline)
+        batch = await batch_of(predictor, request.inputs, self._limits, deadline)
         scope["decode_ms"] = (time.perf_counter() - began) * 1000
         if not batch.shape[0]:
             return None
         prediction = await predictor.predict(batch, deadline, queue_priority(request.priority))
         scope["prediction"] = prediction
+        scope["decode_ms"] += prediction.decode_ms
         return prediction
 
 

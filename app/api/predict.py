@@ -22,6 +22,7 @@ from app.api.caller import CallerGone, WhileCallerWaits, read_body, timeout_s
 from app.api.choice import chosen
 from app.api.multipart import parse_form
 from app.engine.live import LiveModels
+from app.engine.pictures import Rows
 from app.engine.predictor import Prediction, Predictor
 from app.errors import BadInput, BadRequest, ForwardFailed, MediaTypeRefused
 
@@ -61,10 +62,16 @@ class PredictRoute:
         """Answer one request; errors are told by the application's handlers."""
         began = time.perf_counter()
         headers = dict(scope["headers"])
+        deadline = time.monotonic() + self._patience_s(headers)
+        name, _, version = scope["path_params"]["model"].replace("@", ":").partition(":")
+        predictor = await chosen(self._live, headers, name, version or None)
+        scope["model"] = predictor  # for the count of requests by model and version
+        # Under overload most are refused: what they bring is not even read.
+        predictor.foresee(1, deadline)
         try:
             body = await read_body(receive, headers.get(b"content-length"), self._max_body_bytes)
             with WhileCallerWaits(receive):
-                answer = await self._answer(scope, headers, body, began)
+                answer = await self._answer(scope, predictor, headers, body, deadline, began)
         except CallerGone:
             return
         named = {"X-Model-Version": str(answer["version"])}
@@ -72,18 +79,21 @@ class PredictRoute:
         await response(scope, receive, send)
 
     async def _answer(
-        self, scope: Scope, headers: dict[bytes, bytes], body: bytes | bytearray, began: float
+        self,
+        scope: Scope,
+        predictor: Predictor,
+        headers: dict[bytes, bytes],
+        body: bytes | bytearray,
+        deadline: float,
+        began: float,
     ) -> dict[str, Any]:
-        deadline = time.monotonic() + self._patience_s(headers)
-        name, _, version = scope["path_params"]["model"].replace("@", ":").partition(":")
-        predictor = await chosen(self._live, headers, name, version or None)
-        scope["model"] = predictor  # for the count of requests by model and version
         content_type = headers.get(b"content-type", b"").decode("latin-1")
         inputs = read_inputs(content_type, bytes(body), _query_top_k(scope), self._max_inputs)
         batch = await batch_of(predictor, inputs, deadline, self._max_inputs)
         decoded = time.perf_counter()
         prediction = await predictor.predict(batch, deadline)
-        scope["prediction"], scope["decode_ms"] = prediction, (decoded - began) * 1000
+        decode_ms = (decoded - began) * 1000 + prediction.decode_ms
+        scope["prediction"], scope["decode_ms"] = prediction, decode_ms
         computed = time.perf_counter_ns()
         predictions = _labelled(predictor, prediction, inputs.top_k)
         predictor.encode_time.add(time.perf_counter_ns() - computed)
@@ -92,7 +102,7 @@ class PredictRoute:
             "version": predictor.version,
             "predictions": predictions,
             "time_ms": {
-                "decode": round((decoded - began) * 1000, 3),
+                "decode": round(decode_ms, 3),
                 "queue": round(prediction.queue_ms, 3),
                 "compute": round(prediction.compute_ms, 3),
                 "total": round((time.perf_counter() - began) * 1000, 3),
@@ -193,19 +203,17 @@ def _top_k(value: object) -> int:
     return value
 
 
-async def batch_of(
-    predictor: Predictor, inputs: Inputs, deadline: float, max_inputs: int
-) -> Tensor:
-    """What a request brought as the model's input, float32 `[n, *input_shape]`.
+async def batch_of(predictor: Predictor, inputs: Inputs, deadline: float, max_inputs: int) -> Rows:
+    """What a request brought as the model's input, float32 `[n, *input_shape]` in the end.
 
     Raises:
-        BadInput: too many, or numbers that do not fit. Others as `Predictor.decode`.
+        BadInput: too many, or numbers that do not fit. Others as `Predictor.rows_of`.
     """
     if not inputs.pictures:
         return numbers_to_batch(inputs.numbers, predictor.input_shape, max_inputs)
     if len(inputs.pictures) > max_inputs:
         raise BadInput(f"{len(inputs.pictures)} pictures were sent; the limit is {max_inputs}")
-    return await predictor.decode(inputs.pictures, deadline)
+    return await predictor.rows_of(inputs.pictures, deadline)
 
 
 def numbers_to_batch(numbers: Any, shape: tuple[int, ...], max_inputs: int) -> Tensor:

@@ -21,6 +21,7 @@ from app.api.v2_errors import (
     shown,
 )
 from app.api.v2_tensors import Limits, NamedTensor
+from app.engine.pictures import Rows
 from app.engine.predictor import Prediction, Predictor, TensorSpec
 from app.engine.statistics import Duration, Statistics
 
@@ -34,7 +35,7 @@ NUM_PRIORITY_LEVELS = 3
 
 async def batch_of(
     predictor: Predictor, inputs: list[NamedTensor], limits: Limits, deadline: float
-) -> Tensor:
+) -> Rows:
     """The one input of a request as the model's batch.
 
     Args:
@@ -55,7 +56,7 @@ async def batch_of(
         return await predictor.from_pixels(tensor.data)
     if not tensor.data:
         return torch.empty((0, *predictor.inputs[0].shape))
-    return await predictor.decode(tensor.data, deadline)
+    return await predictor.rows_of(tensor.data, deadline)
 
 
 def numbers_of(predictor: Predictor, inputs: list[NamedTensor], limits: Limits) -> Tensor | None:

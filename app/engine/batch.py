@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from app.engine.item_queue import Outputs, Part
+from app.engine.item_queue import Item, Outputs, Part
+from app.engine.pictures import Pictures, decoded
 from app.engine.pipeline import Flight, Pipeline
 from app.engine.scratch import Scratch
 
@@ -22,36 +23,48 @@ class WrongOutput(Exception):
 
 
 class Batch:
-    """Parts that share a forward: afterwards either `outputs`, one a part, or `error` is set."""
+    """Parts that share a forward: afterwards either `outputs`, one a part, or `error` is set.
+
+    Parts whose pictures cannot be used leave it before the forward, and are in `unusable`.
+    """
 
     __slots__ = (
         "compute_s",
+        "decode_s",
         "error",
         "flight",
         "num_rows",
         "outputs",
         "parts",
+        "padded",
         "processor_s",
         "size",
+        "unusable",
     )
 
     def __init__(self, parts: Sequence[Part], num_rows: int, padded: Callable[[int], int]) -> None:
         self.parts = parts
         self.num_rows = num_rows
+        self.padded = padded
         self.size = padded(num_rows)
+        self.unusable: list[tuple[Item, Exception]] = []
         self.outputs: list[Outputs] = []
         self.error: Exception | None = None
         self.flight: Flight | None = None
+        self.decode_s = 0.0
         # Elapsed, and what this thread really computed: less when the machine is busy.
         self.compute_s = 0.0
         self.processor_s = 0.0
 
     def run(self, run: Run, scratch: Scratch) -> None:
         """Compute, on the thread of `scratch`; whatever the network raises is kept in `error`."""
+        rows = self._decoded()
+        if not rows:
+            return
         started, processor_started = time.monotonic(), time.thread_time()
         try:
             with torch.inference_mode():
-                self.outputs = self._separate(run(self._together(scratch)), scratch)
+                self.outputs = self._separate(run(self._together(rows, scratch)), scratch)
         except Exception as error:
             # The edge of a request: a network may raise anything, and its batch alone shall fail.
             self.error = error
@@ -62,7 +75,7 @@ class Batch:
         """Let a device begin with it; `land` waits until it is done."""
         try:
             with torch.inference_mode():
-                self.flight = pipeline.start(self._rows(), self.size)
+                self.flight = pipeline.start(self._filled(self._decoded()), self.size)
         except Exception as error:
             self.error = error
 
@@ -77,7 +90,7 @@ class Batch:
         except Exception as error:
             self.error = error
 
-    def halves(self, padded: Callable[[int], int]) -> list["Batch"]:
+    def halves(self) -> list["Batch"]:
         """The same rows as two batches, the first with the larger half; a single row as one."""
         middle = (self.num_rows + 1) // 2
         first: list[Part] = []
@@ -93,20 +106,41 @@ class Batch:
             num_rows += part.stop - part.start
         rest = self.num_rows - middle
         halves = ((first, middle), (second, rest))
-        return [Batch(parts, num_rows, padded) for parts, num_rows in halves if parts]
+        return [Batch(parts, num_rows, self.padded) for parts, num_rows in halves if parts]
 
-    def _together(self, scratch: Scratch) -> Tensor:
+    def _decoded(self) -> list[Tensor]:
+        """The rows of every part; parts that turn out to have none leave the batch."""
+        waiting = [part.rows for part in self.parts if isinstance(part.rows, Pictures)]
+        if not waiting:
+            return [part.rows for part in self.parts if isinstance(part.rows, Tensor)]
+        began = time.monotonic()
+        results = iter(decoded(waiting))
+        rows, parts = [], []
+        for part in self.parts:
+            row = part.rows if isinstance(part.rows, Tensor) else next(results)
+            if isinstance(row, Exception):
+                self.unusable.append((part.item, row))
+                self.num_rows -= part.stop - part.start
+            else:
+                rows.append(row)
+                parts.append(part)
+        if self.unusable and parts:
+            self.size = self.padded(self.num_rows)
+        self.parts = parts
+        self.decode_s = time.monotonic() - began
+        return rows
+
+    def _together(self, rows: list[Tensor], scratch: Scratch) -> Tensor:
         """All rows as one tensor of `size` rows; a lone part that needs no padding as it is."""
-        if len(self.parts) == 1 and self.size == self.num_rows:
-            return self.parts[0].rows
-        return scratch.joined(self._rows(), self.size)
+        if len(rows) == 1 and self.size == self.num_rows:
+            return rows[0]
+        return scratch.joined(self._filled(rows), self.size)
 
-    def _rows(self) -> list[Tensor]:
-        rows = [part.rows for part in self.parts]
+    def _filled(self, rows: list[Tensor]) -> list[Tensor]:
         num_missing = self.size - self.num_rows
         if num_missing:
             # Real rows as padding: zeros may be slow (denormals) or NaN in some networks.
-            rows.extend([rows[-1][-1:]] * num_missing)
+            return [*rows, *[rows[-1][-1:]] * num_missing]
         return rows
 
     def _separate(self, outputs: Mapping[str, Tensor], scratch: Scratch | None) -> list[Outputs]:

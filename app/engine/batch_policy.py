@@ -79,6 +79,11 @@ class BatchPolicy:
         if self._fastest_s is not None:
             self._shortest_s = min(self._fastest_s, self.time.seconds(self.sizes.sizes[0]))
 
+    def learn_decoding(self, num_rows: int, seconds: float) -> None:
+        """Before a batch of `num_rows` rows computed, its pictures were decoded in `seconds`."""
+        if seconds or self.time.before_row_s:
+            self.time.add_before(num_rows, seconds)
+
     def at_most_s(self, num_rows: int) -> float:
         """An upper bound of `seconds`, for one multiplication."""
         return num_rows * self._row_s + self._full_s if num_rows else 0.0

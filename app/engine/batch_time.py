@@ -1,6 +1,7 @@
 """How long a batch takes, learnt from the batches that ran, and which batch sizes that favours.
 
-`T(n) = start + n * per_row`: the model behind admission, the cut of a batch and `Retry-After`.
+`T(n) = start + n * (before_row + per_row)`: the model behind admission, the cut of a batch and
+`Retry-After`.
 """
 
 from bisect import bisect_left, bisect_right
@@ -30,6 +31,8 @@ class BatchTime:
     def __init__(self) -> None:
         self.start_s = 0.0
         self.per_row_s = 0.0
+        # What a row takes before it can be computed: a picture is decoded.
+        self.before_row_s = 0.0
         self.num_batches = 0
         # Whether batches of different sizes were seen, so that the two above are known apart.
         self.is_fitted = False
@@ -54,7 +57,7 @@ class BatchTime:
             self._seen.add(num_rows)
             self._first_s = seconds
             return
-        expected_s = self.seconds(num_rows)
+        expected_s = self.compute_s(num_rows)
         if self.num_batches < 8:
             expected_s = max(expected_s, self._first_s, *self._learnt)
         seconds = min(seconds, OUTLIER * expected_s)
@@ -74,9 +77,20 @@ class BatchTime:
         if self.num_batches < 16 or self.num_batches % 8 == 0:
             self._fit()
 
-    def seconds(self, num_rows: int) -> float:
-        """T(num_rows); 0 while nothing is known."""
-        return self.start_s + self.per_row_s * num_rows
+    def add_before(self, num_rows: int, seconds: float) -> None:
+        """Learn that `num_rows` rows had to be made in `seconds` before they were computed."""
+        row_s = seconds / num_rows
+        if self.before_row_s:  # a pause is no trend
+            row_s = min(row_s, OUTLIER * self.before_row_s)
+        self.before_row_s += (row_s - self.before_row_s) * (0.2 if self.before_row_s else 1.0)
+
+    def seconds(self, num_rows: int, size: int | None = None) -> float:
+        """T of `num_rows` rows, padded up to `size`; 0 while nothing is known."""
+        return self.before_row_s * num_rows + self.compute_s(size or num_rows)
+
+    def compute_s(self, size: int) -> float:
+        """T(size) without what comes before, of which padding rows need nothing."""
+        return self.start_s + self.per_row_s * size
 
     def seen_s(self, num_rows: int) -> float | None:
         """What batches of just this size took lately; None where there were none.
@@ -89,9 +103,10 @@ class BatchTime:
 
     def rows_within(self, seconds: float) -> int:
         """The most rows whose batch ends within `seconds`; may be 0 or below."""
-        if self.per_row_s <= 0.0:
+        row_s = self.before_row_s + self.per_row_s
+        if row_s <= 0.0:
             return 1 << 30 if self.start_s <= seconds else 0
-        return int(min((seconds - self.start_s) / self.per_row_s, 1 << 30))
+        return int(min((seconds - self.start_s) / row_s, 1 << 30))
 
     def fastest_recent_s(self) -> float | None:
         """The shortest of the last 16 batches; None before three: one may be a fluke."""
@@ -150,7 +165,8 @@ class BatchSizes:
     def seconds(self, num_rows: int, time: BatchTime) -> float:
         """How long `num_rows` rows take when nothing else runs: full batches, then a padded one."""
         full, rest = divmod(num_rows, self.largest)
-        return full * time.seconds(self.largest) + (time.seconds(self.padded(rest)) if rest else 0)
+        rest_s = time.seconds(rest, self.padded(rest)) if rest else 0.0
+        return full * time.seconds(self.largest) + rest_s
 
     def favoured(self, num_rows: int, time: BatchTime) -> int:
         """How many of `num_rows` waiting rows to take now.
@@ -168,8 +184,8 @@ class BatchSizes:
         below = self.at_most(num_rows)
         if below >= num_rows or not time.is_fitted:
             return num_rows
-        in_two = time.seconds(below) + time.seconds(self.padded(num_rows - below))
-        return below if in_two < time.seconds(self.padded(num_rows)) else num_rows
+        in_two = time.compute_s(below) + time.compute_s(self.padded(num_rows - below))
+        return below if in_two < time.compute_s(self.padded(num_rows)) else num_rows
 
     def _quickest(self, num_rows: int, time: BatchTime) -> int | None:
         """Of sizes that were all seen, the smallest that is nearly as quick a row as any.

@@ -13,7 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from app.engine.crew import Crew
 from app.engine.device_thread import compute_with
+from app.engine.pictures import Pictures
 from app.errors import Overloaded, QueueFull, QueueTooSlow
 from models.picture import FORMATS, PictureError, PictureLimits, open_picture, size_of
 from models.preprocessing import Preprocessing
@@ -21,6 +23,10 @@ from models.preprocessing import Preprocessing
 # Below both, decoding costs less than handing it to a thread and back.
 INLINE_BYTES = 4096
 INLINE_PIXELS = 4096
+# Up to both, pictures wait for their turn as they came. Larger ones take so long that nobody's
+# forward shall wait for them, and looking at the headers of more would hold the event loop.
+IN_TURN_PICTURES = 32
+IN_TURN_PIXELS = 1 << 21
 
 Read: TypeAlias = Callable[[bytes, Preprocessing], Tensor]
 
@@ -89,6 +95,31 @@ class Decoder:
         self._threads = ThreadPoolExecutor(
             num_threads, "decode", initializer=compute_with, initargs=(1,)
         )
+        # Whoever computes decodes too, and has helpers of its own: it must not wait behind others.
+        self._crew = Crew(num_threads)
+
+    def in_turn(self, pictures: Sequence[bytes], preprocessing: Preprocessing) -> Pictures | None:
+        """The pictures as rows that are decoded by who computes; None where that is no good.
+
+        Raises:
+            models.picture.PictureError: of the first picture whose header says enough.
+        """
+        if len(pictures) > IN_TURN_PICTURES:
+            return None
+        num_large = 0
+        for index, data in enumerate(pictures):
+            with _naming(index, len(pictures)):
+                width, height = size_of(data, self.limits)
+            if width * height > IN_TURN_PIXELS:
+                return None
+            num_large += len(data) > INLINE_BYTES or width * height > INLINE_PIXELS
+        if not num_large:
+            return None
+
+        def read(data: bytes) -> Tensor:
+            return self._finished(data, preprocessing)
+
+        return Pictures(pictures, read, preprocessing.input_shape, self._crew)
 
     async def decode(
         self,
@@ -140,6 +171,7 @@ class Decoder:
     def close(self) -> None:
         """Finish what is being decoded and end the threads."""
         self._threads.shutdown(wait=True, cancel_futures=True)
+        self._crew.close()
 
     def _start(
         self, data: bytes, preprocessing: Preprocessing, deadline: float, read: Read

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from app.engine.pictures import Rows
 from app.engine.schedule import Key
 
 Outputs = dict[str, Tensor]
@@ -29,6 +30,7 @@ class Answer(NamedTuple):
     queue_ms: float
     compute_ms: float
     batch_size: int
+    decode_ms: float = 0.0
 
 
 class Item:
@@ -38,6 +40,7 @@ class Item:
         "batch_size",
         "compute_s",
         "deadline",
+        "decode_s",
         "future",
         "inputs",
         "key",
@@ -52,14 +55,14 @@ class Item:
 
     def __init__(
         self,
-        inputs: Tensor,
+        inputs: Rows,
         future: "asyncio.Future[Answer]",
         now: float,
         deadline: float | None,
         priority: int,
         sequence: int,
     ) -> None:
-        self.inputs: Tensor | None = inputs
+        self.inputs: Rows | None = inputs
         self.num_rows: int = inputs.shape[0]
         self.future = future
         self.submitted_at = now
@@ -71,6 +74,7 @@ class Item:
         self.num_answered = 0
         self.pieces: list[tuple[int, Outputs]] | None = None
         self.compute_s = 0.0
+        self.decode_s = 0.0
         self.batch_size = 0
 
     @property
@@ -83,7 +87,7 @@ class Part(NamedTuple):
     """Rows `start` to `stop` of one item, as they ride in one batch."""
 
     item: Item
-    rows: Tensor
+    rows: Rows
     start: int
     stop: int
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
-from torch import Tensor
 
 from app.engine.admission import Admission
 from app.engine.batch import Run
@@ -16,6 +15,7 @@ from app.engine.call import Calls
 from app.engine.dispatch import Dispatch
 from app.engine.item_queue import Answer, Item
 from app.engine.lane_statistics import LaneStatistics
+from app.engine.pictures import Rows
 from app.engine.turns import Turns
 from app.errors import BadInput, DeadlineExceeded, ServiceError, Unavailable
 
@@ -113,12 +113,13 @@ class Lane:
             self._admission.admit(num_rows, key, deadline, time.monotonic())
 
     async def submit(
-        self, inputs: Tensor, deadline: float | None = None, priority: int = NORMAL
+        self, inputs: Rows, deadline: float | None = None, priority: int = NORMAL
     ) -> Answer:
         """The network's outputs for `inputs` `[n, *row_shape]`, row for row.
 
         Args:
-            inputs: rows in host memory; not to be changed until the answer is there.
+            inputs: rows in host memory, not to be changed until the answer is there; or pictures
+                that become rows when their turn comes.
             deadline: in seconds of `time.monotonic()`; None waits as long as it takes.
             priority: smaller is sooner; within one, the earliest deadline is first.
 
@@ -127,6 +128,7 @@ class Lane:
             QueueFull: too much waits already.
             DeadlineUnreachable: refused at once, because it would not be ready in time.
             DeadlineExceeded: it was not ready in time.
+            models.picture.PictureError: one of its pictures cannot be used.
             ForwardFailed: the network raised on its batch.
             OutOfDeviceMemory: even half of its batch did not fit.
             DeviceLost, LaneClosed, Draining: nothing is computed here any more.
@@ -139,7 +141,7 @@ class Lane:
             # A future that failed knows the error, which knows this frame: no ring, no garbage.
             del item
 
-    def begin(self, inputs: Tensor, deadline: float | None = None, priority: int = NORMAL) -> Item:
+    def begin(self, inputs: Rows, deadline: float | None = None, priority: int = NORMAL) -> Item:
         """Let rows wait; whoever waits for the future of the item calls `end` when it is done.
 
         Who waits no more cancels it. Args and errors as `submit`.
@@ -256,7 +258,7 @@ class Lane:
     def _closed(self) -> ServiceError:
         return LaneClosed(f"{self.name} is being unloaded; ask again")
 
-    def _check(self, inputs: Tensor) -> None:
+    def _check(self, inputs: Rows) -> None:
         self._check_open()
         shape = inputs.shape
         if len(shape) == 0 or shape[1:] != self._row_shape:

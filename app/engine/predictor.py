@@ -16,6 +16,7 @@ from app.engine.batcher import Batcher, Lane
 from app.engine.decoding import Decoder
 from app.engine.item_queue import Answer
 from app.engine.loading import LoadedVersion
+from app.engine.pictures import Rows
 from app.engine.pipeline import Accelerator, Pipeline
 from app.engine.respond import pipeline_of, pixel_pipeline_of, run_of
 from app.engine.statistics import Duration, Statistics
@@ -44,6 +45,7 @@ class Prediction(NamedTuple):
         queue_ms: from submission to the start of the first batch that held one of its rows.
         compute_ms: time on the device of the batches that held its rows.
         batch_size: rows in the largest of these batches, others' included.
+        decode_ms: time in which pictures of these batches became rows, where they did then.
         best_values, best_labels: probabilities and indices `[n, NUM_BEST]`, the best first, where
             the device picked them.
     """
@@ -55,6 +57,7 @@ class Prediction(NamedTuple):
     batch_size: int
     best_values: Tensor | None = None
     best_labels: Tensor | None = None
+    decode_ms: float = 0.0
 
     def best(self, num_labels: int) -> tuple[Tensor, Tensor]:
         """The `num_labels` largest probabilities of each row and their indices, the best first."""
@@ -104,10 +107,11 @@ class Predictor:
         self.opened_at = time.time()
         self.answered_at = 0.0
         self._decoder = decoder
+        self._computes_on_processor = batcher.accelerators[0] is None
         # The lanes must not know this object, or none of them would ever be let go of.
         self.lane = _lane(loaded, batcher, options, self.input_shape, pipeline_of)
         self.pixels: Lane | None = None
-        if self.accepts_pictures and batcher.accelerators[0] is not None:
+        if self.accepts_pictures and not self._computes_on_processor:
             raw_shape = manifest.preprocessing.raw_shape
             as_bytes = replace(options, dtype=torch.uint8)
             self.pixels = _lane(loaded, batcher, as_bytes, raw_shape, pixel_pipeline_of)
@@ -116,8 +120,28 @@ class Predictor:
             weakref.finalize(self, lane.let_go).atexit = False
         weakref.finalize(self, batcher.free_soon).atexit = False
 
+    def foresee(self, num_rows: int, deadline: float) -> None:
+        """Refuse a request of so many rows now, if it would be refused once it is read.
+
+        Raises:
+            QueueFull, DeadlineUnreachable, QueueTooSlow: as `Lane.submit`.
+        """
+        (self.pixels or self.lane).foresee(num_rows, deadline)
+
+    async def rows_of(self, pictures: Sequence[bytes], deadline: float) -> Rows:
+        """Encoded pictures as `predict` takes them; decoded now, or when their turn comes.
+
+        Raises:
+            As `decode`.
+        """
+        if self.accepts_pictures and self._computes_on_processor and not self.lane.is_inline:
+            waiting = self._decoder.in_turn(pictures, self.manifest.preprocessing)
+            if waiting is not None:
+                return waiting
+        return await self.decode(pictures, deadline)
+
     async def decode(self, pictures: Sequence[bytes], deadline: float) -> Tensor:
-        """Encoded pictures as `predict` takes them: finished, unless the device does that.
+        """Encoded pictures as numbers: finished, unless the device does that.
 
         Raises:
             BadInput: this version takes tensors only. QueueFull, DeadlineUnreachable: its queue is
@@ -126,7 +150,7 @@ class Predictor:
         if not self.accepts_pictures:
             raise BadInput(f"{self.name} takes tensors of shape {list(self.input_shape)}")
         # Under overload most are refused, and their pictures would take the processors of the rest.
-        (self.pixels or self.lane).foresee(len(pictures), deadline)
+        self.foresee(len(pictures), deadline)
         began = time.perf_counter_ns()
         batch = await self._decoder.decode(
             pictures, self.manifest.preprocessing, deadline, finished=self.pixels is None
@@ -152,21 +176,22 @@ class Predictor:
         as_bytes = batch.dtype is torch.uint8
         return self.manifest.preprocessing.finish(batch) if as_bytes else batch
 
-    async def predict(self, batch: Tensor, deadline: float, priority: int = 0) -> Prediction:
+    async def predict(self, batch: Rows, deadline: float, priority: int = 0) -> Prediction:
         """Answer a batch.
 
         Args:
-            batch: float32 `[n, *input_shape]` on the CPU, n at least 1; or what `decode` and
-                `from_pixels` gave.
+            batch: float32 `[n, *input_shape]` on the CPU, n at least 1; or what `rows_of`,
+                `decode` and `from_pixels` gave.
             deadline: of `time.monotonic`, in seconds.
             priority: smaller is sooner.
 
         Raises:
-            As `Lane.submit`: app.errors.QueueFull, DeadlineExceeded, ForwardFailed, DeviceLost.
+            As `Lane.submit`: app.errors.QueueFull, DeadlineExceeded, ForwardFailed, DeviceLost,
+            and models.picture.PictureError.
         """
         return self.prediction(await self.lane_of(batch).submit(batch, deadline, priority))
 
-    def lane_of(self, batch: Tensor) -> Lane:
+    def lane_of(self, batch: Rows) -> Lane:
         """The way to the device for a batch as `predict` takes it."""
         pixels = self.pixels
         return self.lane if pixels is None or batch.dtype is torch.float32 else pixels
@@ -174,6 +199,8 @@ class Predictor:
     def prediction(self, answer: Answer) -> Prediction:
         """What a lane of this version answered."""
         self.answered_at = time.time()
+        if answer.decode_ms:
+            self.decode_time.add(int(answer.decode_ms * 1e6))
         outputs = answer.outputs
         return Prediction(
             outputs["logits"],
@@ -183,6 +210,7 @@ class Predictor:
             answer.batch_size,
             outputs.get("best_values"),
             outputs.get("best_labels"),
+            answer.decode_ms,
         )
 
     @property

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from app.engine.lane import LOWEST
+from app.engine.pictures import Rows
 from app.engine.predictor import Prediction, Predictor
 from app.errors import ServiceError
 
@@ -51,7 +52,7 @@ class Mirror:
         self.counts = ShadowCounts()
         self._copies: set[asyncio.Task[None]] = set()
 
-    def offer(self, answering: Predictor, batch: Tensor, prediction: Prediction) -> None:
+    def offer(self, answering: Predictor, batch: Rows, prediction: Prediction) -> None:
         """Copy a request that was answered, unless there is something better to do."""
         lane = self.predictor.lane
         if len(self._copies) >= MAX_COPIES or lane.is_behind or answering.lane.is_behind:
@@ -70,7 +71,7 @@ class Mirror:
         for copy in self._copies:
             copy.cancel()
 
-    async def _compare(self, labels: tuple[str, ...], batch: Tensor, theirs: Tensor) -> None:
+    async def _compare(self, labels: tuple[str, ...], batch: Rows, theirs: Tensor) -> None:
         try:
             answer = await self.predictor.predict(batch, time.monotonic() + COPY_S, LOWEST)
         except ServiceError:
@@ -104,7 +105,7 @@ class Shadowed(Predictor):
         """Always."""
         return True
 
-    async def predict(self, batch: Tensor, deadline: float, priority: int = 0) -> Prediction:
+    async def predict(self, batch: Rows, deadline: float, priority: int = 0) -> Prediction:
         """As the one it stands for; the answer is compared after it was given."""
         prediction = await self._answering.predict(batch, deadline, priority)
         self._mirror.offer(self._answering, batch, prediction)

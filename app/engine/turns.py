@@ -129,7 +129,11 @@ class Turns:
                 # On the event loop a pause of the thread is no property of the batch, and would
                 # cut the next ones short.
                 seconds = batch.processor_s if self.is_inline else batch.compute_s
-                self.policy.learn(batch.size, seconds, now, batch.compute_s)
+                if batch.parts:
+                    self.policy.learn(batch.size, seconds, now, batch.compute_s)
+                    self.policy.learn_decoding(batch.num_rows, batch.decode_s)
+                for item, _ in batch.unusable:
+                    self.discard(item)
                 continue
             for part in batch.parts:
                 # At once, before the event loop tells them: the rest of their rows is in vain.
@@ -162,7 +166,13 @@ class Turns:
             return
         queue_s = item.taken_at - item.submitted_at
         item.future.set_result(
-            Answer(outputs, queue_s * 1000, item.compute_s * 1000, item.batch_size)
+            Answer(
+                outputs,
+                queue_s * 1000,
+                item.compute_s * 1000,
+                item.batch_size,
+                item.decode_s * 1000,
+            )
         )
         self.policy.promise(kept=True)
         self.statistics.count_answer(item.num_rows, queue_s, now - item.submitted_at)
@@ -210,7 +220,7 @@ class Turns:
     def over(self, turn: "Turn") -> None:
         """Count a turn that was delivered."""
         for batch in turn.batches:
-            if batch.error is None:
+            if batch.error is None and batch.parts:
                 self.statistics.count_batch(batch.num_rows, batch.size, batch.compute_s)
         self.statistics.num_halved += turn.halved
         with self._dispatch.lock:
@@ -270,7 +280,7 @@ class Turn:
         self._answers: list[tuple[Item, Outputs]] = []
         self._failed: list[tuple[Item, Exception]] = []
         for batch in batches:
-            self.expected_s += turns.policy.time.seconds(batch.size)
+            self.expected_s += turns.policy.time.seconds(batch.num_rows, batch.size)
             for part in batch.parts:
                 if part.start == 0:
                     part.item.taken_at = now
@@ -331,6 +341,8 @@ class Turn:
         for item, outputs in self._answers:
             self._turns.answer(item, outputs, now)
         for batch in self.batches:
+            for item, error in batch.unusable:
+                self._turns.fail_item(item, error)
             if batch.error is not None:
                 self._failed += [(part.item, batch.error) for part in batch.parts]
         if self._failed:
@@ -348,7 +360,7 @@ class Turn:
         whole = self.batches[0]
         whole.error = None
         self._turns.free_memory(self._place)
-        self.batches = whole.halves(self._turns.policy.sizes.padded)
+        self.batches = whole.halves()
         self.halved = len(self.batches) > 1
         for half in self.batches:
             half.run(self._runs[self._place], self._turns.scratch(self._place))
@@ -358,10 +370,12 @@ class Turn:
             item = part.item
             if part.stop - part.start == item.num_rows:
                 item.compute_s, item.batch_size = batch.compute_s, batch.num_rows
+                item.decode_s = batch.decode_s
                 self._answers.append((item, outputs))
                 continue
             with self._turns.lock:  # another device may have the rest of its rows
                 item.compute_s += batch.compute_s
+                item.decode_s += batch.decode_s
                 item.batch_size = max(item.batch_size, batch.num_rows)
                 item.num_answered += part.stop - part.start
                 item.pieces = [*(item.pieces or ()), (part.start, outputs)]
