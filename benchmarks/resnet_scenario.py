@@ -19,9 +19,9 @@ from models.store import ModelStore
 PATH = f"/v1/models/{RESNET}/predict"
 BUSY = "multipart 16"
 LOOPS = {"loop batch 1": 1, "loop batch 8": 8}
-# The time a caller gives a request under overload, as a multiple of the 99th percentile at 0.8 of
-# capacity: nobody wants an answer that the goal calls too late.
-PATIENCE = 2.0
+# The time a caller gives a request under overload, as a multiple of one undisturbed request. The
+# 99th percentile at 0.8 of capacity is about five of them, and the goal allows twice that.
+PATIENCE = 10.0
 FACTORS = (0.8, 2.0, 5.0)
 SERVER_FAULTS = ("num_503", "num_504", "num_other_5xx")
 LOST = ("num_resets", "num_timeouts", "num_unconnected", "num_unreadable")
@@ -89,7 +89,7 @@ def prepare(
 
     Args:
         patience_ms: what callers give a request under overload; 0 for no limit of theirs; None
-            for twice the 99th percentile at 0.8 of capacity, of callers without a limit.
+            for ten times what one undisturbed request takes here.
     """
     home = stage.folder / "home-ours-r"
     publish_resnet(ModelStore(home / "models"))
@@ -101,8 +101,7 @@ def prepare(
     busy = stage.closed(BUSY, server, form, 16)
     capacity = Capacity(busy)
     if patience_ms is None:
-        calm = _overload(stage, server, form, capacity, FACTORS[0])
-        patience_ms = PATIENCE * calm.measure()["p99_ms"]
+        patience_ms = PATIENCE * alone.measure()["p50_ms"]
     hurried = form.with_headers(X_Request_Timeout_Ms=f"{patience_ms:.0f}") if patience_ms else form
     cells = [
         alone,

@@ -175,7 +175,7 @@ async def test_large_ones_many_and_bad_headers_do_not_wait(store: ModelStore) ->
 
 
 async def test_a_request_for_which_there_is_no_place_is_not_read(store: ModelStore) -> None:
-    async with started(store, options(max_queue_items=4)) as bench:
+    async with started(store, options(max_queue_items=16)) as bench:
         live = LiveModels(store, lambda version: load_version(version, CPU), bench.serve)
         route = PredictRoute(live, max_inputs=8, max_body_bytes=1 << 20, request_timeout_ms=60_000)
         predictor = await live.get("digits")
@@ -188,7 +188,7 @@ async def test_a_request_for_which_there_is_no_place_is_not_read(store: ModelSto
 
         scope = {"type": "http", "headers": [], "path_params": {"model": "digits"}}
         async with bench.busy(predictor):
-            waits = asyncio.ensure_future(ask(predictor, *[png(1)] * 4))
+            waits = asyncio.ensure_future(ask(predictor, *[png(1)] * 16))
             await asyncio.sleep(0.01)
             with pytest.raises(QueueFull):
                 await route(scope, receive, send)
