@@ -34,6 +34,7 @@ def as_they_are(x: Tensor) -> Tensor:
     return x
 
 
+@pytest.mark.slow
 def test_of_every_sample_it_is_told_whether_the_class_stays() -> None:
     found = agreement(network_of(Convolutions), part_of(240), as_they_are)["bf16"]
     assert found["num_samples"] == 240
@@ -42,6 +43,7 @@ def test_of_every_sample_it_is_told_whether_the_class_stays() -> None:
     assert lost["share"] < found["share"]
 
 
+@pytest.mark.slow
 def test_at_most_so_many_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     found = agreement(network_of(Convolutions), part_of(900), as_they_are)["bf16"]
     assert found["num_samples"] == asked.MAX_SAMPLES

@@ -459,6 +459,7 @@ def test_parts_of_an_npz_must_be_alike(client: TestClient) -> None:
     assert "the parts differ" in answer.json()["error"]["message"]
 
 
+@pytest.mark.slow
 def test_a_table_of_words_takes_no_memory_for_its_faults(client: TestClient) -> None:
     text = b"a,b,c\n" + b"x,y,z\n" * 200_000
     started = time.monotonic()

@@ -65,6 +65,7 @@ def test_no_batch_is_no_report():
         drive(evaluate(tiny_network(), [], LABELS))
 
 
+@pytest.mark.slow
 def test_memory_is_flat():
     def run(num: int) -> int:
         drive(evaluate(tiny_network(), batches(num, 1000), LABELS))

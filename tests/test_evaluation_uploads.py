@@ -74,6 +74,7 @@ def test_an_upload_is_answered_at_once_and_not_kept(client: TestClient, pictures
     assert "digits:2 on digits.zip" in client.get(found["report_url"]).text
 
 
+@pytest.mark.slow
 def test_what_is_to_be_kept_is_a_dataset_and_gives_the_same_figures(
     client: TestClient, pictures: bytes
 ) -> None:
@@ -86,6 +87,7 @@ def test_what_is_to_be_kept_is_a_dataset_and_gives_the_same_figures(
     assert client.delete(f"/v1/datasets/{kept['id']}").status_code == 200
 
 
+@pytest.mark.slow
 def test_a_large_one_is_a_job_that_can_be_cancelled(client: TestClient, pictures: bytes) -> None:
     answers = [sent(client, pictures, wait_s="0") for _ in range(3)]
     assert {one.status_code for one in answers} == {202}
@@ -98,6 +100,7 @@ def test_a_large_one_is_a_job_that_can_be_cancelled(client: TestClient, pictures
     assert first["progress"]["total"] == 300
 
 
+@pytest.mark.slow
 def test_the_same_key_and_samples_are_the_same_evaluation(
     client: TestClient, pictures: bytes
 ) -> None:
@@ -109,6 +112,7 @@ def test_the_same_key_and_samples_are_the_same_evaluation(
 
 
 @pytest.mark.parametrize("corpus", [HOSTILE, NO_ARCHIVE, DAMAGED])
+@pytest.mark.slow
 def test_what_datasets_refuse_is_refused_here_in_the_same_words(
     client: TestClient, corpus: dict[str, Any]
 ) -> None:

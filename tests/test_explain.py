@@ -87,6 +87,7 @@ class Bench:
 
 
 @pytest.mark.anyio
+@pytest.mark.slow
 async def test_integrated_gradients_sum_to_what_the_output_gained(
     trained: tuple[ModelStore, Dataset], pictures: Tensor
 ) -> None:
@@ -106,6 +107,7 @@ async def test_integrated_gradients_sum_to_what_the_output_gained(
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.slow
 async def test_the_most_important_tenth_matters_more_than_a_random_one(
     trained: tuple[ModelStore, Dataset], pictures: Tensor, method: str
 ) -> None:
@@ -136,6 +138,7 @@ async def test_the_most_important_tenth_matters_more_than_a_random_one(
 
 
 @pytest.mark.anyio
+@pytest.mark.slow
 async def test_what_serves_is_never_touched(store: ModelStore) -> None:
     bench = Bench(store)
     network = bench.predictor.loaded.network
@@ -347,6 +350,7 @@ def test_undone_gives_the_picture_back(trained: tuple[ModelStore, Dataset]) -> N
 
 
 @pytest.mark.anyio
+@pytest.mark.slow
 async def test_a_residual_network_with_relus_in_place_is_explained(tmp_path: Path) -> None:
     from models import checkpoint, networks
     from models.backbones import picture_preprocessing

@@ -70,6 +70,7 @@ def weights(done: FineTuned) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.slow
 def test_every_method_ends_with_the_same_bits_wherever_it_is_stopped(
     method: str, home: Path, tmp_path: Path
 ) -> None:

@@ -52,6 +52,7 @@ def answer(path: Path, inputs: Tensor) -> Tensor:
     return torch.from_numpy(session.run(None, {"input": inputs.numpy()})[0])
 
 
+@pytest.mark.slow
 def test_a_graph_that_answers_differently_is_not_written(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

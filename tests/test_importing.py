@@ -243,6 +243,7 @@ def test_a_torchvision_network_goes_in_and_out(tmp_path):
     assert all(torch.equal(ours[name], tensor) for name, tensor in again.items())
 
 
+@pytest.mark.slow
 def test_a_sequence_as_head_is_imported(tmp_path):
     from torchvision import models
 

@@ -188,6 +188,7 @@ async def test_what_is_prepared_is_not_loaded_again(live: LiveModels, store: Mod
     assert await live.get("digits") is held[0]
 
 
+@pytest.mark.slow
 async def test_replaced_and_damaged_versions_leave_no_network_behind(
     live: LiveModels, store: ModelStore
 ) -> None:

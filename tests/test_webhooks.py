@@ -192,6 +192,7 @@ def test_a_transition_that_is_undone_tells_nobody(store: JobStore) -> None:
     assert rows == [job.id]
 
 
+@pytest.mark.slow
 def test_it_is_sent_again_under_the_same_id_and_follows_no_redirect(store: JobStore) -> None:
     with receiving(500, 302, 204) as receiver:
         store.cancel(begun(store, f"{receiver.url}/hook?a=1").id)
@@ -201,6 +202,7 @@ def test_it_is_sent_again_under_the_same_id_and_follows_no_redirect(store: JobSt
     assert len({body for _, body in receiver.got}) == 1
 
 
+@pytest.mark.slow
 def test_it_is_given_up_in_the_end_or_where_it_is_not_wanted(store: JobStore) -> None:
     with receiving(500) as broken, receiving(410) as gone:
         store.cancel(begun(store, broken.url, gone.url).id)
@@ -327,6 +329,7 @@ def test_settings_that_could_send_nothing_stop_the_start(tmp_path: Path) -> None
         opened(webhook_url="https://b.com/", webhook_hosts="a.com", webhook_secret=SECRET)
 
 
+@pytest.mark.slow
 def test_a_database_that_is_away_loses_nothing(tmp_path: Path) -> None:
     store = JobStore(Database(f"sqlite:///{tmp_path}/jobs.db"))
     with receiving() as receiver:
