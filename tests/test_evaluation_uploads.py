@@ -83,7 +83,12 @@ def test_what_is_to_be_kept_is_a_dataset_and_gives_the_same_figures(
     assert (kept["id"], kept["name"]) == (first["dataset"], "mine")
     body = {"model": "digits:2", "dataset": kept["id"], "wait_s": 60}
     second = client.post(URL, json=body).json()
-    assert second["result"]["report"] == first["result"]["report"]
+    one, other = (answer["result"]["report"] for answer in (first, second))
+    for name in ("num_samples", "accuracy", "confusion", "top_k"):
+        assert other[name] == one[name], name
+    # Batches differ, and with them the last bits of the logits.
+    loss = "negative_log_likelihood"
+    assert other[loss] == pytest.approx(one[loss], rel=1e-6)
     assert client.delete(f"/v1/datasets/{kept['id']}").status_code == 200
 
 
