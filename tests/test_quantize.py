@@ -1,11 +1,14 @@
 """`quantize`: a version becomes one with eight bits, with what it costs; it is served as such."""
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+from sklearn.datasets import load_digits
 from starlette.testclient import TestClient
 from test_commands import run
 
@@ -78,7 +81,22 @@ def test_int8_is_not_made_at_load(trained: Path) -> None:
     assert choose_form(loaded.network, loaded.reference, "auto").form.precision != "int8"
 
 
-def test_over_http(trained: Path, digit_png: bytes) -> None:
+def digit_pictures() -> list[bytes]:
+    """Twenty pictures of handwritten digits, as a browser would send them."""
+    files = [io.BytesIO() for _ in range(20)]
+    for file, pixels in zip(files, load_digits().images, strict=False):
+        Image.fromarray((pixels * 255 / 16).astype("uint8")).save(file, "PNG")
+    return [file.getvalue() for file in files]
+
+
+def labels_of(client: TestClient, name: str) -> list[str]:
+    sent = [("file", picture) for picture in digit_pictures()]
+    answer = client.post(f"/v1/models/{name}/predict", files=sent)
+    assert answer.status_code == 200, answer.text
+    return [prediction["label"] for prediction in answer.json()["predictions"]]
+
+
+def test_over_http(trained: Path) -> None:
     from app.main import create_app
     from app.settings import Settings
 
@@ -86,15 +104,13 @@ def test_over_http(trained: Path, digit_png: bytes) -> None:
     assert "agreement" in run("quantize", *made, home=trained).output
     app = create_app(Settings(home=trained, device="cpu", threads=1, precision="int8"))
     with TestClient(app, base_url="http://127.0.0.1:8000") as client:
-        answers = [
-            client.post(f"/v1/models/{name}/predict", files={"file": digit_png}).json()
-            for name in ("digits", "small")
-        ]
-        assert answers[0]["predictions"][0]["label"] == answers[1]["predictions"][0]["label"]
+        of_digits, of_small = (labels_of(client, name) for name in ("digits", "small"))
+        same = sum(one == other for one, other in zip(of_digits, of_small, strict=True))
+        assert same >= 19, "two of a hundred may differ, and do on one processor or another"
         production = client.get("/v1/models/small").json()["production"]
         assert production["execution"]["form"] == "int8, channels last"
         assert production["metrics"]["quantization"]["agreement"] >= 0.98
-        refused = client.post("/v1/models/small/explain", files={"file": digit_png})
+        refused = client.post("/v1/models/small/explain", files={"file": digit_pictures()[0]})
         assert refused.status_code == 409
         assert "ask digits:1 to explain" in refused.json()["error"]["message"]
         archive = client.get("/v1/models/small/versions/1/download").content
