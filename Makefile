@@ -6,6 +6,9 @@ INSTALL := $(BIN)/uv pip install --python $(BIN)/python
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-header $(if $(UPGRADE),--upgrade)
 
+# Containers often set it; every process would then read torch's 2,000 modules as text, for seconds.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help setup serve test test-slow test-gpu check format bench docs lock clean
 .DEFAULT_GOAL := help
 

@@ -1,9 +1,10 @@
 """`python -m benchmarks.evaluate`: evaluation through the serving path against a bare loop.
 
 The bare loop decodes, computes and counts in one process, one batch after another. The evaluation
-does the same through the predictor's queue, reading ahead. Both alternate, round by round, and a
-ratio is the median of the rounds' own. The last parts look at memory on two sizes of one dataset,
-and at the waiting time of predicts while an evaluation runs.
+does the same through the predictor's queue, reading ahead, with the same network in fp32 as it was
+published; `--precision auto` gives the form that a server chooses by itself. Both alternate, round
+by round, and a ratio is the median of the rounds' own. The last parts look at memory on two sizes
+of one dataset, and at the waiting time of predicts while an evaluation runs.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import torch
 
@@ -62,6 +63,7 @@ def main() -> None:
     """Measure, and print what was found."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=["memory", "mnist", "photographs", "waiting"])
+    parser.add_argument("--precision", choices=["auto", "fp32"], default="fp32", help="of serving")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=10.0, help="of predicts, each way")
     arguments = parser.parse_args()
@@ -76,7 +78,7 @@ async def _all(store: ModelStore, data: Path, arguments: argparse.Namespace) -> 
     insects = Question(
         str(photographs), str(data / "hymenoptera"), "hymenoptera", part="train", top_k=(1,)
     )
-    async with started(store) as engine:
+    async with started(store, arguments.precision) as engine:
         only = arguments.only
         if only in (None, "memory"):
             few, many = await memory(engine)
@@ -92,9 +94,12 @@ async def _all(store: ModelStore, data: Path, arguments: argparse.Namespace) -> 
 
 
 @asynccontextmanager
-async def started(store: ModelStore) -> AsyncIterator[Engine]:
-    """The engine of a server over `store`."""
-    engine = build_engine(Settings(home=store.folder.parent, device="cpu"))
+async def started(
+    store: ModelStore, precision: Literal["auto", "fp32"] = "fp32"
+) -> AsyncIterator[Engine]:
+    """The engine of a server over `store`, which compiles nothing."""
+    settings = Settings(home=store.folder.parent, device="cpu", precision=precision, compile="off")
+    engine = build_engine(settings)
     engine.batcher.start()
     try:
         yield engine

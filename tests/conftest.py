@@ -3,7 +3,9 @@
 import io
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import numpy as np
@@ -74,24 +76,70 @@ def publish_cnn(store: ModelStore, name: str, seed: int, **kwargs: object) -> Ve
     )
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> ModelStore:
+def digits_in(home: Path) -> ModelStore:
     """A store with `digits`, version 1, an untrained network."""
-    store = ModelStore(tmp_path / "models")
+    store = ModelStore(home / "models")
     publish_cnn(store, "digits", seed=1)
     return store
 
 
-@pytest.fixture
-def client(store: ModelStore) -> Iterator[TestClient]:
+@pytest.fixture(scope="module")
+def settings() -> dict[str, Any]:
+    """How the application differs from the usual one; a module may say it for its tests."""
+    return {}
+
+
+@contextmanager
+def served(store: ModelStore, settings: dict[str, Any]) -> Iterator[TestClient]:
     """The whole application over that store."""
     from app.main import create_app
     from app.settings import Settings
 
-    settings = Settings(home=store.folder.parent, device="cpu", threads=1, watch_interval_s=0.05)
-    app = create_app(settings)
+    usual = {"device": "cpu", "threads": 1, "watch_interval_s": 0.05}
+    app = create_app(Settings(home=store.folder.parent, **usual, **settings))
     address = "http://127.0.0.1:8000"
     with TestClient(app, base_url=address, raise_server_exceptions=False) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def lasting_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelStore]:
+    """One for all tests of a module that change nothing; that they did not is looked at."""
+    store = digits_in(tmp_path_factory.mktemp("lasting"))
+    yield store
+    assert [(name, store.versions(name)) for name in store.names()] == [("digits", [1])]
+    assert store.aliases("digits") == {"production": 1}
+
+
+@pytest.fixture(scope="module")
+def lasting_client(lasting_store: ModelStore, settings: dict[str, Any]) -> Iterator[TestClient]:
+    """The application for those."""
+    with served(lasting_store, settings) as client:
+        yield client
+
+
+def changes_nothing(request: pytest.FixtureRequest) -> bool:
+    return request.node.get_closest_marker("changes_nothing") is not None
+
+
+@pytest.fixture
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> ModelStore:
+    """A store with `digits`, of this test alone unless it changes nothing."""
+    if changes_nothing(request):
+        lasting: ModelStore = request.getfixturevalue("lasting_store")
+        return lasting
+    return digits_in(tmp_path)
+
+
+@pytest.fixture
+def client(
+    request: pytest.FixtureRequest, store: ModelStore, settings: dict[str, Any]
+) -> Iterator[TestClient]:
+    """The application over it, of this test alone unless it changes nothing."""
+    if changes_nothing(request):
+        yield request.getfixturevalue("lasting_client")
+        return
+    with served(store, settings) as client:
         yield client
 
 

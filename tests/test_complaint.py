@@ -3,6 +3,8 @@
 import pytest
 from starlette.testclient import TestClient
 
+pytestmark = pytest.mark.changes_nothing
+
 GOOD = {"model": "digits", "dataset": "digits"}
 PROMOTE = "/v1/models/digits/aliases/production/promote"
 

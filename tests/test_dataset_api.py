@@ -154,6 +154,7 @@ def test_derive_drops_relabels_renames_and_moves(client: TestClient, store: Any)
     assert all(one.file(sample).stat().st_nlink == 2 for sample in one.samples())
 
 
+@pytest.mark.changes_nothing
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -239,6 +240,7 @@ def test_rows_of_numbers_are_dropped_relabelled_renamed_and_moved(
     assert again.json()["num_samples"] == 27
 
 
+@pytest.mark.changes_nothing
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -338,6 +340,7 @@ def lying_npz(shape: str) -> bytes:
     return zipped({"x.npy": array + b"\0" * 16, "y.npy": array + b"\0" * 16})
 
 
+@pytest.mark.changes_nothing
 @pytest.mark.parametrize(
     ("name", "body", "status"),
     [
@@ -443,6 +446,7 @@ ODD_NUMBERS = {
 }
 
 
+@pytest.mark.changes_nothing
 @pytest.mark.parametrize("case", ODD_NUMBERS)
 def test_odd_numbers_are_the_sender_s_fault(client: TestClient, store: Any, case: str) -> None:
     answer = client.post(URL, files={"file": ODD_NUMBERS[case]})
@@ -546,6 +550,7 @@ def test_a_report_is_of_what_was_just_asked(client: TestClient) -> None:
     assert "colours" in kinds(compared.json())
 
 
+@pytest.mark.changes_nothing
 @pytest.mark.parametrize(
     "changes",
     [

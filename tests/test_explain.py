@@ -234,6 +234,7 @@ async def test_a_network_without_a_convolution_has_no_grad_cam(tmp_path: Path) -
     await bench.close()
 
 
+@pytest.mark.changes_nothing
 def test_json_says_how_complete_it_is(client: TestClient, digit_png: bytes) -> None:
     answer = client.post(URL, files={"file": digit_png}, data={"target": "7"})
     assert answer.status_code == 200, answer.text
@@ -254,6 +255,7 @@ def test_the_predicted_class_is_explained_unless_another_is_named(
     assert document["target"]["probability"] == pytest.approx(best["probability"])
 
 
+@pytest.mark.changes_nothing
 @pytest.mark.parametrize("method", METHODS)
 def test_a_picture_under_its_heat_map(client: TestClient, digit_png: bytes, method: str) -> None:
     headers = {"accept": "image/png", "content-type": "image/png"}
@@ -280,6 +282,7 @@ def test_raw_numbers_as_the_open_inference_protocol_sends_them(
     )
 
 
+@pytest.mark.changes_nothing
 def test_tensors_and_base64_are_explained_alike(client: TestClient, digit_png: bytes) -> None:
     import base64
 
@@ -292,6 +295,7 @@ def test_tensors_and_base64_are_explained_alike(client: TestClient, digit_png: b
     )
 
 
+@pytest.mark.changes_nothing
 @pytest.mark.parametrize(
     ("body", "status", "param"),
     [
@@ -314,6 +318,7 @@ def test_bad_options_name_themselves(
     assert (answer.status_code, answer.json()["error"]["param"]) == (status, param), answer.text
 
 
+@pytest.mark.changes_nothing
 def test_unknown_options_in_the_query_and_many_inputs(client: TestClient, digit_png: bytes) -> None:
     headers = {"content-type": "image/png"}
     answer = client.post(URL, content=digit_png, headers=headers, params={"colour": "red"})

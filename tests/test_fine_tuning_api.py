@@ -1,6 +1,5 @@
 """`/v1/fine_tuning` and `/v1/files` without a worker: what is taken, refused and shown."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,12 +17,9 @@ from models.store import ModelStore
 URL = "/v1/fine_tuning/jobs"
 
 
-@pytest.fixture
-def client(store: ModelStore) -> Iterator[TestClient]:
-    settings = Settings(home=store.folder.parent, device="cpu", threads=1, jobs=False)
-    address = "http://127.0.0.1:8000"
-    with TestClient(create_app(settings), address, raise_server_exceptions=False) as client:
-        yield client
+@pytest.fixture(scope="module")
+def settings() -> dict[str, Any]:
+    return {"jobs": False}
 
 
 @pytest.fixture
@@ -71,6 +67,7 @@ def test_a_job_is_created_pinned_and_shown(client: TestClient, dataset: str) -> 
     assert [one["id"] for one in older["data"]] == [job["id"]]
 
 
+@pytest.mark.changes_nothing
 @pytest.mark.parametrize(
     ("changes", "status", "param"),
     [

@@ -49,6 +49,7 @@ REQUESTS = {
 }
 
 
+@pytest.mark.changes_nothing
 @pytest.mark.parametrize("case", REQUESTS)
 def test_both_ways_answer_alike(client: TestClient, case: str) -> None:
     path, options, status = REQUESTS[case]

@@ -350,9 +350,14 @@ def more_than_the_network_has(parts: Parts) -> None:
     parts.data += bytes(2 << 20)
 
 
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return publish_cnn(ModelStore(tmp_path_factory.mktemp("elsewhere")), "digits", seed=7).folder
+
+
 @pytest.fixture
-def parts(tmp_path: Path) -> Parts:
-    return Parts(publish_cnn(ModelStore(tmp_path / "elsewhere"), "digits", seed=7).folder)
+def parts(published: Path) -> Parts:
+    return Parts(published)
 
 
 def left_behind(store: ModelStore) -> list[Path]:
@@ -370,6 +375,7 @@ def test_the_unchanged_upload_is_taken(client: TestClient, parts: Parts) -> None
     assert answer.status_code == 200, answer.text
 
 
+@pytest.mark.changes_nothing
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_upload_has_a_name_and_leaves_no_trace(
     client: TestClient, store: ModelStore, parts: Parts, name: str
@@ -394,6 +400,7 @@ def zipped(members: dict[str, bytes]) -> bytes:
     return file.getvalue()
 
 
+@pytest.mark.changes_nothing
 @pytest.mark.parametrize(
     ("members", "code"),
     [
@@ -419,6 +426,7 @@ def test_hostile_archives(
     assert left_behind(store) == []
 
 
+@pytest.mark.changes_nothing
 @pytest.mark.parametrize(
     ("content", "content_type", "status"),
     [

@@ -18,6 +18,7 @@ from models.store import ModelStore
 URL = "/v1/models/digits/predict"
 
 
+@pytest.mark.changes_nothing
 def test_a_picture_in_a_form(client: TestClient, digit_png: bytes) -> None:
     answer = client.post(URL, files={"file": ("x.png", digit_png, "image/png")})
     body = answer.json()
@@ -51,6 +52,7 @@ def test_every_road_gives_the_same_numbers(
         assert [one["probability"] for one in top] == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.changes_nothing
 def test_several_pictures_keep_their_order(client: TestClient, digit_png: bytes) -> None:
     white = _png(np.full((8, 8), 255, np.uint8))
     one_by_one = [
@@ -65,6 +67,7 @@ def test_several_pictures_keep_their_order(client: TestClient, digit_png: bytes)
         assert single["probability"] == pytest.approx(batched["probability"], abs=1e-6)
 
 
+@pytest.mark.changes_nothing
 @pytest.mark.parametrize("name", ["digits", "digits:1", "digits@production"])
 def test_names_versions_and_aliases(client: TestClient, digit_png: bytes, name: str) -> None:
     answer = client.post(f"/v1/models/{name}/predict", files={"file": digit_png})
@@ -98,12 +101,14 @@ def test_a_damaged_version_is_refused_and_others_serve(
     assert client.post("/v1/models/other/predict", files={"file": digit_png}).status_code == 200
 
 
+@pytest.mark.changes_nothing
 def test_an_unknown_model_lists_the_nearest(client: TestClient, digit_png: bytes) -> None:
     answer = client.post("/v1/models/digit/predict", files={"file": digit_png})
     assert answer.status_code == 404
     assert "digits" in answer.json()["error"]["message"]
 
 
+@pytest.mark.changes_nothing
 @pytest.mark.parametrize(
     ("content_type", "body", "status"),
     [
@@ -141,6 +146,7 @@ def test_bad_bodies(client: TestClient, content_type: str, body: bytes, status: 
     assert (answer.status_code, len(answer.json()["error"]["message"]) > 20) == (status, True)
 
 
+@pytest.mark.changes_nothing
 def test_a_number_that_float32_cannot_hold(client: TestClient) -> None:
     inputs = [[[1e39] * 8] * 8]
     answer = client.post(URL, content=json.dumps({"inputs": inputs}), headers=JSON)
@@ -148,12 +154,14 @@ def test_a_number_that_float32_cannot_hold(client: TestClient) -> None:
     assert "float32" in answer.json()["error"]["message"]
 
 
+@pytest.mark.changes_nothing
 @pytest.mark.parametrize("value", ["0", "-1", "x", "1.5", "9" * 30])
 def test_bad_top_k(client: TestClient, digit_png: bytes, value: str) -> None:
     answer = client.post(URL, params={"top_k": value}, files={"file": digit_png})
     assert (answer.status_code, answer.json()["error"]["param"]) == (422, "top_k")
 
 
+@pytest.mark.changes_nothing
 @pytest.mark.parametrize("value", ["0", "-1", "soon", "nan", "1e12"])
 def test_bad_timeouts(client: TestClient, digit_png: bytes, value: str) -> None:
     headers = {"x-request-timeout-ms": value}
@@ -161,6 +169,7 @@ def test_bad_timeouts(client: TestClient, digit_png: bytes, value: str) -> None:
     assert answer.status_code == 400
 
 
+@pytest.mark.changes_nothing
 def test_no_picture_of_the_corpus_is_a_server_error(client: TestClient, real_data: Path) -> None:
     with (real_data / "images" / "MANIFEST.tsv").open() as file:
         names = [row["file"] for row in csv.DictReader(file, delimiter="\t")]

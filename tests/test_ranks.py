@@ -28,6 +28,7 @@ from training.ranks import RankFailed, RankLost, Ranks, started
 from training.task import Unshareable
 
 MLP = NetworkSpec(name="mlp", options={"inputs": 64, "hidden": [16], "num_classes": 2})
+DROPPING = NetworkSpec(name="mlp", options={**MLP.options, "dropout": 0.3})
 CNN = NetworkSpec(name="cnn", options={"channels": 1, "size": 8, "num_classes": 2, "width": 4})
 NUM = 43
 """Samples; the last batch of 8 has seven."""
@@ -42,7 +43,7 @@ def ranks() -> Iterator[Ranks]:
 
 def trained(ranks: Ranks | None = None, spec: NetworkSpec = MLP, **changes: Any) -> FitResult:
     settings = config(report_every=1, **changes)
-    network = fresh() if spec is MLP else small_cnn()
+    network = small_cnn() if spec is CNN else fresh(spec.options.get("dropout", 0.0))
     team = Team(ranks, spec) if ranks else None
     return drive(fit(network, opened(settings, NUM), settings, team=team))
 
@@ -72,6 +73,16 @@ def test_two_processes_learn_what_one_learns(changes: dict[str, Any], ranks: Ran
     for one, other in zip(alone.history, together.history, strict=True):
         assert other.loss == pytest.approx(one.loss, abs=1e-5)
         assert other.validation_loss == pytest.approx(one.validation_loss, abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{}, EVERYTHING])
+def test_what_dropout_draws_for_a_sample_does_not_depend_on_its_process(
+    changes: dict[str, Any], ranks: Ranks
+) -> None:
+    alone, together = (trained(who, DROPPING, **changes).network for who in (None, ranks))
+    assert farthest(alone, together) < 1e-5
+    assert farthest(alone, trained(None, MLP, **changes).network) > 1e-3
 
 
 @pytest.mark.slow

@@ -56,6 +56,7 @@ def error_of(answer: Any, status: int) -> str:
     return str(body["error"])
 
 
+@pytest.mark.changes_nothing
 def test_the_server_names_what_it_offers(client: TestClient) -> None:
     body = client.get("/v2").json()
     assert body["name"] == "pytorchlib"
@@ -64,6 +65,7 @@ def test_the_server_names_what_it_offers(client: TestClient) -> None:
     assert client.get("/v2/health/ready").json() == {"ready": True}
 
 
+@pytest.mark.changes_nothing
 def test_a_model_is_described(client: TestClient) -> None:
     assert client.get(MODEL).json() == {
         "name": "digits",
@@ -81,6 +83,7 @@ def test_a_model_is_described(client: TestClient) -> None:
     }
 
 
+@pytest.mark.changes_nothing
 def test_the_configuration_agrees_with_the_metadata(client: TestClient) -> None:
     config, metadata = client.get(f"{MODEL}/config").json(), client.get(MODEL).json()
     assert config["max_batch_size"] > 0
@@ -116,6 +119,7 @@ def post(client: TestClient, request: tuple[bytes, dict[str, str]], path: str = 
     return client.post(path, content=request[0], headers=request[1])
 
 
+@pytest.mark.changes_nothing
 def test_a_raw_body_is_one_item_and_its_answer_is_raw(client: TestClient) -> None:
     answer = post(client, (bytes(256), {HEADER: "0"}))
     length = int(answer.headers[HEADER])
@@ -126,6 +130,7 @@ def test_a_raw_body_is_one_item_and_its_answer_is_raw(client: TestClient) -> Non
     assert found[10:].sum() == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.changes_nothing
 @pytest.mark.parametrize("datatype", ["float16", "bfloat16"])
 def test_sixteen_bit_floats_widen(client: TestClient, datatype: str) -> None:
     numbers = torch.randn(2, 1, 8, 8).to(getattr(torch, datatype))
@@ -138,6 +143,7 @@ def test_sixteen_bit_floats_widen(client: TestClient, datatype: str) -> None:
     assert found == pytest.approx(infer(client, full)["logits"]["data"], abs=1e-6)
 
 
+@pytest.mark.changes_nothing
 def test_pictures_come_as_a_list_or_a_column(client: TestClient, digit_png: bytes) -> None:
     for shape in ([2], [2, 1]):
         picture, element = picture_input(digit_png, shape)
@@ -146,6 +152,7 @@ def test_pictures_come_as_a_list_or_a_column(client: TestClient, digit_png: byte
         assert answer["outputs"][0]["shape"] == [2, 10]
 
 
+@pytest.mark.changes_nothing
 def test_a_batch_without_items_has_an_answer_without_items(client: TestClient) -> None:
     empty = {**ZEROS, "shape": [0, 1, 8, 8], "data": []}
     outputs = infer(client, empty)
@@ -155,6 +162,7 @@ def test_a_batch_without_items_has_an_answer_without_items(client: TestClient) -
     assert infer(client, none)["probabilities"]["shape"] == [0, 10]
 
 
+@pytest.mark.changes_nothing
 def test_classes_instead_of_numbers(client: TestClient) -> None:
     wanted = [{"name": "probabilities", "parameters": {"classification": 3}}]
     found = infer(client, ZEROS, outputs=wanted)["probabilities"]
@@ -177,6 +185,7 @@ def test_versions_and_aliases_in_the_path(client: TestClient, store: ModelStore)
     assert client.get(MODEL).json()["versions"] == ["1", "2"]
 
 
+@pytest.mark.changes_nothing
 def test_the_id_comes_back(client: TestClient) -> None:
     answer = client.post(INFER, json={"id": "seven", "inputs": [ZEROS]}).json()
     assert (answer["id"], answer["model_name"], answer["model_version"]) == ("seven", "digits", "1")
@@ -200,6 +209,7 @@ MISFITS = {
 }
 
 
+@pytest.mark.changes_nothing
 @pytest.mark.parametrize(("entry", "sentence"), MISFITS.values(), ids=MISFITS)
 def test_what_does_not_fit_the_model_is_refused(
     client: TestClient, entry: Any, sentence: str
@@ -209,12 +219,14 @@ def test_what_does_not_fit_the_model_is_refused(
     assert re.search(sentence, answer.json()["error"])
 
 
+@pytest.mark.changes_nothing
 def test_a_tensor_and_a_picture_at_once_are_refused(client: TestClient) -> None:
     picture = {"name": "image", "shape": [1], "datatype": "BYTES", "data": ["x"]}
     answer = client.post(INFER, json={"inputs": [ZEROS, picture]})
     assert "takes input or image or pixels, not several at once" in error_of(answer, 400)
 
 
+@pytest.mark.changes_nothing
 def test_pixels_are_finished_as_a_picture_is(client: TestClient, store: ModelStore) -> None:
     pixels = torch.randint(0, 256, (2, 1, 8, 8), dtype=torch.uint8)
     preprocessing = checkpoint.load(store.resolve("digits").folder).manifest.preprocessing
@@ -226,6 +238,7 @@ def test_pixels_are_finished_as_a_picture_is(client: TestClient, store: ModelSto
     error_of(client.post(INFER, json={"inputs": [as_bytes]}), 400)
 
 
+@pytest.mark.changes_nothing
 def test_errors_have_the_protocols_form(client: TestClient) -> None:
     unknown = client.post("/v2/models/digit/infer", json={"inputs": [ZEROS]})
     assert "digits" in error_of(unknown, 404)
@@ -241,6 +254,7 @@ def test_errors_have_the_protocols_form(client: TestClient) -> None:
     error_of(client.post(INFER, json={"inputs": [ZEROS]}, headers=headers), 400)
 
 
+@pytest.mark.changes_nothing
 def test_the_content_type_is_ignored(client: TestClient) -> None:
     body = orjson.dumps({"inputs": [ZEROS]})
     for content_type in ("application/octet-stream", "text/plain", "", "nonsense"):
@@ -248,6 +262,7 @@ def test_the_content_type_is_ignored(client: TestClient) -> None:
         assert answer.status_code == 200
 
 
+@pytest.mark.changes_nothing
 def test_a_large_body_is_parsed_as_a_small_one_is(client: TestClient) -> None:
     body = orjson.dumps({"inputs": [ZEROS]}) + b" " * 2_000_000
     answer = client.post(INFER, content=body)
@@ -256,6 +271,7 @@ def test_a_large_body_is_parsed_as_a_small_one_is(client: TestClient) -> None:
     assert "send tensors as binary" in error_of(client.post(INFER, content=b" " * 9_000_000), 413)
 
 
+@pytest.mark.changes_nothing
 def test_a_request_whose_time_is_up_is_refused(client: TestClient) -> None:
     late = {"inputs": [ZEROS], "parameters": {"timeout": 1}}
     assert client.post(INFER, json=late).status_code == 504
@@ -263,6 +279,7 @@ def test_a_request_whose_time_is_up_is_refused(client: TestClient) -> None:
     assert client.post(INFER, json=relaxed).status_code == 200
 
 
+@pytest.mark.changes_nothing
 def test_only_infer_is_compressed_and_only_on_request(client: TestClient) -> None:
     body = orjson.dumps({"inputs": [ZEROS]})
     packed = client.post(
@@ -327,6 +344,7 @@ def test_the_repository_takes_no_files(client: TestClient) -> None:
     error_of(client.post("/v2/repository/index", json={"ready": 1}), 400)
 
 
+@pytest.mark.changes_nothing
 def test_every_route_has_an_entry_and_every_entry_a_route(client: TestClient) -> None:
     options = V2Options(Limits(), "0", 1, 1.0)
     state = client.app.state  # type: ignore[attr-defined]
@@ -342,6 +360,7 @@ def test_every_route_has_an_entry_and_every_entry_a_route(client: TestClient) ->
     assert client.get("/openapi.json").json()["paths"].keys() >= entries.keys()
 
 
+@pytest.mark.changes_nothing
 def test_the_example_in_the_documentation_works(client: TestClient) -> None:
     content = v2_entries()["/v2/models/{model}/infer"]["post"]["requestBody"]["content"]
     example = content["application/json"]["example"]

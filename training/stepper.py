@@ -19,6 +19,7 @@ from training.augment import augmentation
 from training.average import Average
 from training.config import FitConfig
 from training.datasets import Dataset
+from training.drawn import DrawnForAll
 from training.feed import Fed, feed_for
 from training.layout import laid_out, layout_of
 from training.mixing import mixed
@@ -100,8 +101,7 @@ class Stepper:
     def step(self, batch: Batch, inputs: Tensor, targets: Tensor) -> None:
         """One change of the weights; the loss stays on the device, nothing waits for it."""
         state = self.state
-        seed = seed_for(self.config.seed, "step", step=batch.step, sample=batch.first)
-        seed_device(self.device, seed)
+        seed_device(self.device, seed_for(self.config.seed, "step", step=batch.step))
         if self.augment and len(targets):
             inputs = self.finish(self.augment(inputs, batch.epoch, batch.indices))
         rate = self.learning_rate(batch.step)
@@ -180,7 +180,8 @@ class Stepper:
             )
         if batch.has_neighbour:
             x, targets, others = x[1:], targets[1:], others[1:]
-        with self.autocast():
+        drawn = DrawnForAll(batch, len(x)) if self.exchange else nullcontext()
+        with self.autocast(), drawn:
             logits = self.state.network(laid_out(x, self.layout))
         loss = share * self._loss(logits, targets)
         if share < 1:
