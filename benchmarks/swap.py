@@ -3,9 +3,11 @@
 A process of its own publishes a new version, moves `production` to it, and waits until the server
 answers with it; every tenth is damaged on disk, must be refused, and leaves the one before in
 place. Meanwhile requests of four rows arrive in an open loop; each answer must be 200, and all of
-its rows must be those of the version that it names. It goes in rounds: latency is compared with the
-same load without swaps just before, memory with what it was after the server's first swaps. Rounds
-that are done are kept (`--keep FILE`), and a run that is started again goes on behind them.
+its rows must be those of the version that it names. It goes in rounds: the capacity is measured
+before and after each, latency is compared with the same load without swaps just before, memory with
+what it was after the server's first swaps. A round in which the machine itself became slower is
+told and done again: 0.8 of what it had may be more than it has. Rounds that are done are kept
+(`--keep FILE`), and a run that is started again goes on behind them.
 """
 
 import argparse
@@ -21,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any, Final
@@ -55,6 +57,10 @@ PATIENCE_S: Final = 20.0
 FIRST_SWAPS: Final = 20
 NICENESS: Final = 10
 MEBIBYTE: Final = 1024 * 1024
+LOAD: Final = 0.8
+CAPACITY_S: Final = 3.0
+SLOWER: Final = 0.9
+"""A machine that has less than this share of its capacity after a round was disturbed in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +74,7 @@ class Outcome:
         num_wrong: answers in which a row was not that of the version named.
         num_versions: that answered.
         memory_first, memory_last: of the server after its first swaps and after this round, bytes.
+        capacities_per_s: before the round and after it, by a closed loop; none where not measured.
     """
 
     steady: Summary
@@ -79,6 +86,14 @@ class Outcome:
     num_versions: int
     memory_first: int
     memory_last: int
+    capacities_per_s: Sequence[float] = ()
+
+    @property
+    def is_disturbed(self) -> bool:
+        """Whether the machine became slower meanwhile."""
+        return bool(self.capacities_per_s) and (
+            self.capacities_per_s[1] < SLOWER * self.capacities_per_s[0]
+        )
 
     @property
     def num_failed(self) -> int:
@@ -242,20 +257,26 @@ def rounds(
     Args:
         num_swaps: of a round.
         pace_s: a swap begins so long after the one before, or when that is done.
-        rate_per_s: of requests; 0 takes 0.8 of what the server can do, measured first.
+        rate_per_s: of requests; 0 takes 0.8 of what the server can do, measured in each round.
         tell: called with the number of swaps that this round has done.
     """
     *on, other = cores() if len(cores()) > 1 else cores() * 2
     made_from, memory_first = {1: 0}, 0
+
+    def capacity_per_s() -> float:
+        found = closed_loop(
+            payload(), system.port, connections=16, seconds=CAPACITY_S, cores=[other]
+        )
+        return found.rate_per_s
+
     with served(home, on) as system:
-        if not rate_per_s:
-            best = closed_loop(payload(), system.port, connections=16, seconds=5, cores=[other])
-            rate_per_s = 0.8 * best.rate_per_s
         message = payload().message(system.port)
         for number in count():
-            steady, _ = offered(Plan(system.port, rate_per_s, steady_s, warm_up_s=2.0), message)
+            before = [] if rate_per_s else [capacity_per_s()]
+            rate = rate_per_s or LOAD * before[0]
+            steady, _ = offered(Plan(system.port, rate, steady_s, warm_up_s=2.0), message)
             lines = home / f"swaps-{number}.jsonl"
-            plan = Plan(system.port, rate_per_s, num_swaps * pace_s + 5.0, seed=number + 1)
+            plan = Plan(system.port, rate, num_swaps * pace_s + 5.0, seed=number + 1)
             with swapping(
                 home, system.port, number * num_swaps + 1, num_swaps, pace_s, lines
             ) as go:
@@ -274,7 +295,11 @@ def rounds(
             memory_last = system.memory_bytes()
             memory_first = memory_first or watch.first or memory_last
             swaps = [line for line in done if "seen" in line]
-            yield _outcome(steady, summary, swaps, answers, made_from, (memory_first, memory_last))
+            outcome = _outcome(
+                steady, summary, swaps, answers, made_from, (memory_first, memory_last)
+            )
+            after = [capacity_per_s()] if before else []
+            yield replace(outcome, capacities_per_s=[*before, *after])
 
 
 def offered(
@@ -385,37 +410,51 @@ def _matches(found: tuple[float, ...], wanted: list[float] | None) -> bool:
 
 
 def _record(outcomes: Sequence[Outcome], command: str) -> Record:
-    def total(name: str) -> int:
-        return sum(getattr(one, name) for one in outcomes)
+    counted = [one for one in outcomes if not one.is_disturbed]
+    disturbed = [one for one in outcomes if one.is_disturbed]
 
-    ratios = sorted(one.p99_ratio for one in outcomes)
-    growth = max((one.memory_growth for one in outcomes), key=abs)
+    def total(name: str, which: Sequence[Outcome]) -> int:
+        return sum(getattr(one, name) for one in which)
+
+    ratios = sorted(one.p99_ratio for one in counted)
+    growth = max((one.memory_growth for one in counted), key=abs)
     ratio = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
     goals = [
-        ("requests that failed", f"{total('num_failed')}", "0"),
-        ("answers that are not of the version they name", f"{total('num_wrong')}", "0"),
-        ("swaps not served, or damage not refused", f"{total('num_unseen')}", "0"),
+        ("requests that failed", f"{total('num_failed', counted)}", "0"),
+        ("answers that are not of the version they name", f"{total('num_wrong', outcomes)}", "0"),
+        ("swaps not served, or damage not refused", f"{total('num_unseen', outcomes)}", "0"),
         ("p99 while swapping to steady, median of the rounds", ratio, "at most 2"),
         ("memory after a round to after the first swaps", f"{growth:+.1%}", "within 2 %"),
     ]
-    num_requests = sum(one.swapping.num_requests for one in outcomes)
+    num_swaps, num_refused = total("num_swaps", counted), total("num_refused", counted)
+    num_requests = sum(one.swapping.num_requests for one in counted)
     counts = [
-        ("swaps", f"{total('num_swaps')}, {total('num_refused')} of them refused as damaged"),
-        ("requests", f"{num_requests}, by {total('num_versions')} versions"),
+        ("swaps", f"{num_swaps}, {num_refused} of them refused as damaged"),
+        ("requests", f"{num_requests}, by {total('num_versions', counted)} versions"),
+        (
+            "rounds not counted above: the machine lost more than a tenth of its speed",
+            f"{len(disturbed)}, with {total('num_swaps', disturbed)} swaps and "
+            f"{total('num_failed', disturbed)} requests that failed",
+        ),
     ]
     by_round = [
         (
-            str(number),
+            f"{number}{' (disturbed)' if one.is_disturbed else ''}",
             f"{one.num_swaps}",
+            ", ".join(f"{capacity:.0f}" for capacity in one.capacities_per_s),
             f"{one.swapping.offered_per_s:.0f}",
             f"{one.steady.p50_ms:.2f}, {one.steady.p99_ms:.2f}",
             f"{one.swapping.p50_ms:.2f}, {one.swapping.p99_ms:.2f}",
+            f"{one.num_failed}",
             f"{one.swapping.late_p99_ms:.2f}",
             f"{one.memory_last / MEBIBYTE:.0f}",
         )
         for number, one in enumerate(outcomes, start=1)
     ]
-    heads = ("round", "swaps", "requests/s", "steady p50, p99 ms", "swapping", "late p99", "MiB")
+    heads = (
+        *("round", "swaps", "capacity before, after", "requests/s", "steady p50, p99 ms"),
+        *("swapping", "failed", "late p99", "MiB"),
+    )
     return Record(
         name="swap",
         command=command,
@@ -442,12 +481,15 @@ def kept_in(path: Path | None) -> list[Outcome]:
 def run(options: argparse.Namespace) -> list[Outcome]:
     """Rounds until there are as many swaps as are wanted, or the time is up."""
     outcomes = kept_in(options.keep)
-    rate_per_s = outcomes[0].swapping.offered_per_s if outcomes else options.rate
     began, longest_s = time.monotonic(), 0.0
+
+    def num_done() -> int:
+        return sum(one.num_swaps for one in outcomes if not one.is_disturbed)
+
     with tempfile.TemporaryDirectory() as folder:
 
         def tell(num_swaps: int) -> None:
-            done = sum(one.num_swaps for one in outcomes) + num_swaps
+            done = num_done() + num_swaps
             minutes = (time.monotonic() - began) / 60
             bar = "#" * (30 * done // options.swaps)
             line = f"\r[{bar:<30.30}] {done} of {options.swaps} swaps, {minutes:.1f} min"
@@ -458,11 +500,11 @@ def run(options: argparse.Namespace) -> list[Outcome]:
             num_swaps=min(options.round, options.swaps),
             pace_s=options.pace,
             steady_s=options.steady,
-            rate_per_s=rate_per_s,
+            rate_per_s=options.rate,
             tell=tell,
         )
         with contextlib.closing(loop):
-            while sum(one.num_swaps for one in outcomes) < options.swaps:
+            while num_done() < options.swaps:
                 started = time.monotonic()
                 if started - began + longest_s > 60 * options.minutes:
                     break
@@ -491,8 +533,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--write", action="store_true", help="keep it in benchmarks/results")
     options = parser.parse_args(arguments)
     outcomes = run(options)
-    if not outcomes:
-        sys.exit("there was no time for a single round; give it more --minutes")
+    if all(one.is_disturbed for one in outcomes):
+        sys.exit("there was no time for a single quiet round; give it more --minutes")
     typed = " ".join(arguments).replace(f"--keep {options.keep}", "--keep FILE")
     record = _record(outcomes, f"python -m benchmarks.swap {typed}".strip())
     record.show(write=options.write)
