@@ -12,15 +12,16 @@ from benchmarks.swap import kept_in, rounds
 
 @pytest.mark.slow
 def test_swaps_under_load_fail_nobody_and_answer_as_they_say(tmp_path: Path) -> None:
-    loop = rounds(tmp_path, num_swaps=30, pace_s=0.5, steady_s=2.0, rate_per_s=100)
+    loop = rounds(tmp_path, num_swaps=16, pace_s=0.5, steady_s=1.0, rate_per_s=100)
     with contextlib.closing(loop):
-        outcome = next(loop)
-    assert (outcome.num_failed, outcome.num_wrong, outcome.num_unseen) == (0, 0, 0)
-    assert outcome.num_swaps >= 10
-    assert outcome.num_refused >= 1
-    # On a busy machine the next one may come before anybody asked this one.
-    assert outcome.num_versions >= 0.7 * (outcome.num_swaps - outcome.num_refused)
-    assert outcome.memory_growth < 0.1  # 2 % is for the thousand swaps of the benchmark
+        outcomes = [next(loop), next(loop)]
+    for outcome in outcomes:
+        assert (outcome.num_failed, outcome.num_wrong, outcome.num_unseen) == (0, 0, 0)
+        assert outcome.num_swaps >= 6
+        # On a busy machine the next one may come before anybody asked this one.
+        assert outcome.num_versions >= 0.7 * (outcome.num_swaps - outcome.num_refused)
+    assert sum(outcome.num_refused for outcome in outcomes) >= 1
+    assert outcomes[1].memory_growth < 0.1  # 2 % is for the thousand swaps of the benchmark
     kept = tmp_path / "kept.jsonl"
-    kept.write_text(json.dumps(asdict(outcome)) + "\n")
-    assert repr(kept_in(kept)) == repr([outcome])
+    kept.write_text("".join(json.dumps(asdict(outcome)) + "\n" for outcome in outcomes))
+    assert repr(kept_in(kept)) == repr(outcomes)
