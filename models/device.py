@@ -2,6 +2,7 @@
 
 import math
 import os
+import platform
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,6 +69,21 @@ def memory_bytes(
     whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limits = (_memory_limit(folder) for folder in _own_cgroups(cgroups, membership, "memory"))
     return min([whole, *(limit for limit in limits if limit is not None)])
+
+
+def processor_type(device: torch.device) -> str:
+    """The name of what computes, as its maker calls it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        # Line by line: the first processor's name is enough, and there may be hundreds of them.
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
 
 
 def supports_bf16(device: torch.device) -> bool:

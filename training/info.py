@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from models.device import supports_bf16, thread_count
+from models.device import processor_type, supports_bf16, thread_count
 from models.pairing import TorchvisionMismatch, import_torchvision, installed
 
 PACKAGES = ("pytorchlib", "numpy", "pillow", "safetensors", "fastapi", "uvicorn", "pydantic")
@@ -79,7 +79,7 @@ def _devices() -> list[torch.device]:
 
 
 def _device(device: torch.device) -> DeviceInfo:
-    name, memory_bytes = _processor(), _memory_bytes()
+    name, memory_bytes = processor_type(torch.device("cpu")), _memory_bytes()
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         name, memory_bytes = properties.name, properties.total_memory
@@ -96,17 +96,6 @@ def _sample(device: torch.device) -> list[float] | str:
         return values
     except RuntimeError as error:
         return str(error).partition("\n")[0]
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def _memory_bytes() -> int | None:

@@ -8,7 +8,6 @@ import hashlib
 import json
 import logging
 import os
-import platform
 import uuid
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import torch
 
 from app.engine.execution import Choice, Trial
+from models.device import processor_type
 
 log = logging.getLogger(__name__)
 
@@ -62,16 +62,3 @@ class KnownChoices:
         circumstances = (digest, processor_type(device), torch.__version__, self._wanted)
         name = hashlib.sha256("\n".join(circumstances).encode()).hexdigest()
         return self._folder / f"{name[:32]}.json"
-
-
-def processor_type(device: torch.device) -> str:
-    """The name of what computes, as its maker calls it."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
