@@ -14,9 +14,10 @@ import resource
 import sys
 import time
 from collections import Counter, deque
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final, Literal, cast
+from typing import Any, Final, Literal, cast
 
 import numpy as np
 import uvloop
@@ -126,7 +127,7 @@ class OpenLoop:
         self._outcome = [UNCONNECTED] * count
         self._next = self._recorded = self._num_connections = self._num_opening = 0
         self._num_open = 0
-        self._began = math.nan
+        self._began = self._share = math.nan
         self._waiting: deque[int] = deque()
         self._idle: list[_Connection] = []
         self._busy: dict[_Connection, int] = {}
@@ -155,8 +156,8 @@ class OpenLoop:
             loop.remove_reader(alarm.descriptor)
             alarm.close()
             await self._close()
-        share = (_cpu_s() - cpu_s) / (time.monotonic() - wall_s)
-        return self._summary(share)
+        self._share = (_cpu_s() - cpu_s) / (time.monotonic() - wall_s)
+        return self._summary(np.array(self._offsets) >= self._plan.warm_up_s, self._plan.seconds)
 
     def answered(self, connection: "_Connection", status: int, reusable: bool) -> None:
         """A connection has its whole answer."""
@@ -260,9 +261,17 @@ class OpenLoop:
         while (self._num_open or self._openings) and time.monotonic() < deadline:
             await asyncio.sleep(0.001)
 
-    def _summary(self, share: float) -> Summary:
+    def within(self, spans: Iterable[tuple[float, float]]) -> Summary:
+        """The same of what was due in these spans of `time.monotonic()`, once all is over."""
+        offsets, counted, seconds = np.array(self._offsets), np.zeros(len(self._offsets), bool), 0.0
+        for begin, end in spans:
+            due = (self._began + offsets >= begin) & (self._began + offsets < end)
+            seconds += float(np.ptp(offsets[due])) if due.any() else 0.0
+            counted |= due
+        return self._summary(counted, seconds)
+
+    def _summary(self, counted: "np.ndarray[Any, Any]", seconds: float) -> Summary:
         offsets = np.array(self._offsets)
-        counted = offsets >= self._plan.warm_up_s
         latency_ms = (np.array(self._done) - self._began - offsets)[counted] * 1000
         outcome = np.array(self._outcome)[counted]
         late_ms = (np.array(self._dispatched) - self._began - offsets)[counted] * 1000
@@ -271,8 +280,8 @@ class OpenLoop:
         good = (admitted <= self._plan.within_ms).sum() if self._plan.within_ms else len(admitted)
         return Summary(
             num_requests=len(outcome),
-            offered_per_s=len(outcome) / self._plan.seconds,
-            goodput_per_s=float(good) / self._plan.seconds,
+            offered_per_s=len(outcome) / max(seconds, 1e-9),
+            goodput_per_s=float(good) / max(seconds, 1e-9),
             p50_ms=_percentile(admitted, 50),
             p90_ms=_percentile(admitted, 90),
             p99_ms=_percentile(admitted, 99),
@@ -283,7 +292,7 @@ class OpenLoop:
             **_counts(outcome.tolist()),
             num_connections=self._num_connections,
             late_p99_ms=_percentile(late_ms, 99),
-            generator_share=share,
+            generator_share=self._share,
         )
 
 

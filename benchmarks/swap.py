@@ -4,10 +4,11 @@ A process of its own publishes a new version, moves `production` to it, and wait
 answers with it; every tenth is damaged on disk, must be refused, and leaves the one before in
 place. Meanwhile requests of four rows arrive in an open loop; each answer must be 200, and all of
 its rows must be those of the version that it names. It goes in rounds: the capacity is measured
-before and after each, latency is compared with the same load without swaps just before, memory with
-what it was before the first swap, after as many connections as there ever are. A round in which the
-machine itself became slower is told and done again: 0.8 of what it had may be more than it has.
-Rounds that are done are kept (`--keep FILE`), and a run that is started again goes on behind them.
+before and after each; ten swaps and as long a rest alternate under one load, and the latency of
+what was due in either is compared; memory with what it was before the first swap, after as many
+connections as there ever are. A round in which the machine itself became slower is told and done
+again: 0.8 of what it had may be more than it has. Rounds that are done are kept (`--keep FILE`),
+and a run that is started again goes on behind them.
 """
 
 import argparse
@@ -24,7 +25,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from itertools import count
+from itertools import count, zip_longest
 from pathlib import Path
 from typing import Any, Final
 
@@ -60,6 +61,11 @@ LOAD: Final = 0.8
 CAPACITY_S: Final = 4.0
 WHILE_IDLE: Final = 0.6
 CONNECTIONS: Final = 64
+WARM_UP_S: Final = 2.0
+BURST: Final = 10
+"""Swaps, before a rest that is as long as they were to take."""
+SETTLED_S: Final = 0.5
+"""What a burst left behind is done after this."""
 SLOWER: Final = 0.9
 """A machine that has less than this share of its capacity after a round was disturbed in it."""
 
@@ -182,9 +188,12 @@ def swapper(home: str, port: str, first: str, num_swaps: str, pace_s: str) -> No
     os.nice(NICENESS)  # it shares a processor with the generator, whose moments are what counts
     with httpx.Client(base_url=f"http://{HOST}:{port}", timeout=10) as client:
         print(json.dumps({"ready": True}), flush=True)
-        sys.stdin.readline()  # the load has begun
-        for index in range(int(first), int(first) + int(num_swaps)):
+        sys.stdin.readline()
+        time.sleep(WARM_UP_S)  # of the load, which begins now
+        for place, index in enumerate(range(int(first), int(first) + int(num_swaps))):
             began = time.monotonic()
+            if place % BURST == 0:
+                print(json.dumps({"from": began}), flush=True)
             corrupt = index % EVERY_CORRUPT == 0
             number = publish(store, seed=index)
             if corrupt:
@@ -196,6 +205,9 @@ def swapper(home: str, port: str, first: str, num_swaps: str, pace_s: str) -> No
             print(json.dumps({"corrupt": corrupt, "seen": seen}), flush=True)
             tidy(store, number)
             time.sleep(max(0.0, began + float(pace_s) - time.monotonic()))
+            if (place + 1) % BURST == 0:
+                print(json.dumps({"to": time.monotonic() + SETTLED_S}), flush=True)
+                time.sleep(BURST * float(pace_s) + SETTLED_S)
 
 
 def damage(path: Path) -> None:
@@ -249,7 +261,6 @@ def rounds(
     *,
     num_swaps: int,
     pace_s: float,
-    steady_s: float,
     rate_per_s: float = 0.0,
     tell: Callable[[int], None] = lambda _: None,
 ) -> Iterator[Outcome]:
@@ -277,22 +288,24 @@ def rounds(
             )
             busy_us = system.cpu_us()
             rate = WHILE_IDLE * at_most.rate_per_s
-            found, _ = offered(_plan(system.port, rate, CAPACITY_S, warm_up_s=0.0), message)
-            return len(on) * found.num_2xx / (system.cpu_us() - busy_us) * 1e6
+            found = offered(_plan(system.port, rate, CAPACITY_S), message)
+            return len(on) * len(found.answers) / (system.cpu_us() - busy_us) * 1e6
 
         for number in count():
             before = [] if rate_per_s else [capacity_per_s()]
             rate = rate_per_s or LOAD * before[0]
-            steady, _ = offered(_plan(system.port, rate, steady_s, warm_up_s=2.0), message)
-            memory_first = memory_first or system.memory_bytes()
+            if not memory_first:
+                offered(_plan(system.port, rate, WARM_UP_S), message)
+                memory_first = system.memory_bytes()
             lines = home / f"swaps-{number}.jsonl"
-            plan = _plan(system.port, rate, num_swaps * pace_s + 5.0, seed=number + 1)
+            length_s = WARM_UP_S + 2 * (num_swaps * pace_s + num_swaps / BURST * SETTLED_S)
+            plan = _plan(system.port, rate, length_s, seed=number + 1)
             with swapping(
                 home, system.port, number * num_swaps + 1, num_swaps, pace_s, lines
             ) as go:
                 wait_ready(lines)
                 go()
-                summary, answers = offered(plan, message, _Watch(lines, tell))
+                load = offered(plan, message, _Watch(lines, tell))
             # What a slow machine has not swapped by now was not under load, and does not count.
             done = [json.loads(line) for line in lines.read_text().splitlines()]
             made_from |= {
@@ -302,10 +315,7 @@ def rounds(
             }
             time.sleep(1.0)
             memory_last = system.memory_bytes()
-            swaps = [line for line in done if "seen" in line]
-            outcome = _outcome(
-                steady, summary, swaps, answers, made_from, (memory_first, memory_last)
-            )
+            outcome = _outcome(load, done, made_from, (memory_first, memory_last))
             after = [capacity_per_s()] if before else []
             yield replace(outcome, capacities_per_s=[*before, *after])
 
@@ -314,18 +324,16 @@ def _plan(port: int, rate_per_s: float, seconds: float, **more: Any) -> Plan:
     return Plan(port, rate_per_s, seconds, max_connections=CONNECTIONS, **more)
 
 
-def offered(
-    plan: Plan, message: bytes, watch: "_Watch | None" = None
-) -> tuple[Summary, list[tuple[int, tuple[float, ...]]]]:
-    """Run a plan; what came of it, and what the answers said."""
+def offered(plan: Plan, message: bytes, watch: "_Watch | None" = None) -> Checked:
+    """Run a plan; what knows each request's moments and answer."""
 
-    async def run() -> tuple[Summary, list[tuple[int, tuple[float, ...]]]]:
+    async def run() -> Checked:
         loop = Checked(plan, message)
         looking = asyncio.create_task(watch.look()) if watch is not None else None
-        summary = await loop.run()
+        await loop.run()
         if looking is not None:
             looking.cancel()
-        return summary, loop.answers
+        return loop
 
     return uvloop.run(run())
 
@@ -388,19 +396,22 @@ def wait_ready(lines: Path) -> None:
 
 
 def _outcome(
-    steady: Summary,
-    summary: Summary,
-    swaps: list[dict[str, Any]],
-    answers: list[tuple[int, tuple[float, ...]]],
+    load: Checked,
+    done: list[dict[str, Any]],
     made_from: dict[int, int],
     memory: tuple[int, int],
 ) -> Outcome:
-    found = {version for version, _ in answers}
+    begins = [line["from"] for line in done if "from" in line]
+    ends = [line["to"] for line in done if "to" in line]
+    bursts = list(zip_longest(begins, ends, fillvalue=math.inf))
+    rests = list(zip_longest(ends, begins[1:], fillvalue=math.inf))
+    swaps = [line for line in done if "seen" in line]
+    found = {version for version, _ in load.answers}
     rows = {version: expected_rows(seed) for version, seed in made_from.items() if version in found}
-    wrong = sum(not _matches(answer, rows.get(version)) for version, answer in answers)
+    wrong = sum(not _matches(answer, rows.get(version)) for version, answer in load.answers)
     return Outcome(
-        steady=steady,
-        swapping=summary,
+        steady=load.within(rests),
+        swapping=load.within(bursts),
         num_swaps=len(swaps),
         num_refused=sum(line["corrupt"] and line["seen"] for line in swaps),
         num_unseen=sum(not line["seen"] for line in swaps),
@@ -431,7 +442,7 @@ def _record(outcomes: Sequence[Outcome], command: str) -> Record:
         ("requests that failed", f"{total('num_failed', counted)}", "0"),
         ("answers that are not of the version they name", f"{total('num_wrong', outcomes)}", "0"),
         ("swaps not served, or damage not refused", f"{total('num_unseen', outcomes)}", "0"),
-        ("p99 while swapping to steady, median of the rounds", ratio, "at most 2"),
+        ("p99 while swapping to that in the rests, median of the rounds", ratio, "at most 2"),
         ("memory after a round to before the first swap", f"{growth:+.1%}", "within 2 %"),
     ]
     num_swaps, num_refused = total("num_swaps", counted), total("num_refused", counted)
@@ -460,7 +471,7 @@ def _record(outcomes: Sequence[Outcome], command: str) -> Record:
         for number, one in enumerate(outcomes, start=1)
     ]
     heads = (
-        *("round", "swaps", "capacity before, after", "requests/s", "steady p50, p99 ms"),
+        *("round", "swaps", "capacity before, after", "requests/s", "in rests p50, p99 ms"),
         *("swapping", "failed", "late p99", "MiB"),
     )
     return Record(
@@ -507,7 +518,6 @@ def run(options: argparse.Namespace) -> list[Outcome]:
             Path(folder),
             num_swaps=min(options.round, options.swaps),
             pace_s=options.pace,
-            steady_s=options.steady,
             rate_per_s=options.rate,
             tell=tell,
         )
@@ -534,7 +544,6 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--swaps", type=int, default=1000)
     parser.add_argument("--round", type=int, default=100, help="swaps of one round")
     parser.add_argument("--pace", type=float, default=0.5, help="seconds from swap to swap")
-    parser.add_argument("--steady", type=float, default=10.0, help="seconds without, each round")
     parser.add_argument("--rate", type=float, default=0.0, help="requests a second; 0 finds 0.8")
     parser.add_argument("--minutes", type=float, default=25.0, help="no round ends later")
     parser.add_argument("--keep", type=Path, help="file of the rounds that are done")

@@ -12,7 +12,7 @@ from benchmarks.swap import kept_in, rounds
 
 @pytest.mark.slow
 def test_swaps_under_load_fail_nobody_and_answer_as_they_say(tmp_path: Path) -> None:
-    loop = rounds(tmp_path, num_swaps=16, pace_s=0.5, steady_s=1.0, rate_per_s=100)
+    loop = rounds(tmp_path, num_swaps=20, pace_s=0.5, rate_per_s=100)
     with contextlib.closing(loop):
         outcomes = [next(loop), next(loop)]
     for outcome in outcomes:
