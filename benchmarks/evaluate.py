@@ -1,10 +1,10 @@
 """`python -m benchmarks.evaluate`: evaluation through the serving path against a bare loop.
 
 The bare loop decodes, computes and counts in one process, one batch after another. The evaluation
-does the same through the predictor's queue, reading ahead, with the same network in fp32 as it was
-published; `--precision auto` gives the form that a server chooses by itself. Both alternate, round
-by round, and a ratio is the median of the rounds' own. The last parts look at memory on two sizes
-of one dataset, and at the waiting time of predicts while an evaluation runs.
+does the same through the predictor's queue, reading ahead, with the same form of the network: fp32,
+or with `--precision auto` what a server chooses by itself. Both alternate, round by round, and a
+ratio is the median of the rounds' own. The last parts look at memory on two sizes of one dataset,
+and at the waiting time of predicts while an evaluation runs.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from typing import Any, Final, Literal
 
 import torch
 
+from app.engine.predictor import Predictor
 from app.evaluation.evaluator import Evaluator
 from app.evaluation.question import Question
 from app.main import Engine, build_engine
@@ -111,12 +112,11 @@ async def started(
 async def throughput(engine: Engine, question: Question, rounds: int) -> list[float]:
     """Ratio of samples a second, evaluation to bare loop, one a round."""
     predictor = await engine.live.get(*question.model.split(":"))
-    version = engine.store.version(predictor.name, predictor.version)
     ratios = []
     for _ in range(rounds):
         seconds: dict[str, float] = {}
         contestants: dict[str, Callable[[], Any]] = {
-            "bare": lambda: asyncio.to_thread(bare_loop, version, question),
+            "bare": lambda: asyncio.to_thread(bare_loop, predictor, question),
             "served": lambda: Evaluator(engine.live, _threads()).evaluate(
                 question, time.monotonic() + PATIENCE_S
             ),
@@ -135,16 +135,15 @@ async def throughput(engine: Engine, question: Question, rounds: int) -> list[fl
     return ratios
 
 
-def bare_loop(version: Version, question: Question) -> Report:
-    """The least code that gives the same report: read, compute, count, in turn."""
+def bare_loop(predictor: Predictor, question: Question) -> Report:
+    """The least code that gives the same report: read, compute as served, count, in turn."""
     torch.set_num_threads(_threads())
-    loaded = checkpoint.load(version.folder)
-    part, classes = opened(question, loaded.manifest)
-    labels = loaded.manifest.labels
-    part = Part(part.samples, positions(classes, labels)[part.targets])
-    batches = in_batches(part, loaded.manifest.preprocessing.finish, BATCH)
+    manifest, execution = predictor.manifest, predictor.loaded.execution
+    part, classes = opened(question, manifest)
+    part = Part(part.samples, positions(classes, manifest.labels)[part.targets])
+    batches = in_batches(part, manifest.preprocessing.finish, BATCH)
     with torch.inference_mode():
-        report = drive(evaluate(lambda inputs: loaded.network(inputs), batches, labels))
+        report = drive(evaluate(execution, batches, manifest.labels))
     torch.set_num_threads(1)
     return report
 
