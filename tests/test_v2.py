@@ -304,12 +304,14 @@ def test_statistics_count_items_and_batches(client: TestClient) -> None:
     infer(client, ZEROS)
     after = statistics(client)
     assert after["inference_count"] - before["inference_count"] == 4
-    assert after["execution_count"] - before["execution_count"] == 2
+    # Three rows may be a batch of two and one of one, where that was quicker lately.
+    num_batches = after["execution_count"] - before["execution_count"]
+    assert 2 <= num_batches <= 4
     assert after["inference_stats"]["success"]["count"] == 2
     needed = {"success", "queue", "cache_hit", "cache_miss"}
     needed |= {"compute_input", "compute_infer", "compute_output"}
     assert needed <= after["inference_stats"].keys()
-    assert sum(one["compute_infer"]["count"] for one in after["batch_stats"]) == 2
+    assert sum(one["compute_infer"]["count"] for one in after["batch_stats"]) == num_batches
 
 
 def statistics(client: TestClient) -> Any:
