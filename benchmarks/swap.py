@@ -24,7 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import count, zip_longest
 from pathlib import Path
 from typing import Any, Final
@@ -104,8 +104,8 @@ class Outcome:
 
     @property
     def num_failed(self) -> int:
-        """Requests without a 2xx."""
-        return self.swapping.num_requests - self.swapping.num_2xx
+        """Requests without a 2xx, also of those that came in a rest."""
+        return sum(one.num_requests - one.num_2xx for one in (self.swapping, self.steady))
 
     @property
     def p99_ratio(self) -> float:
@@ -274,25 +274,10 @@ def rounds(
     """
     *on, other = cores() if len(cores()) > 1 else cores() * 2
     made_from, memory_first = {1: 0}, 0
-
     with served(home, on) as system:
         message = payload().message(system.port)
-
-        def capacity_per_s() -> float:
-            """Requests that it answers in a second of its processors, a part of it being idle.
-
-            A closed loop says more: its connections fall into step, and share large batches.
-            """
-            at_most = closed_loop(
-                payload(), system.port, connections=CONNECTIONS, seconds=2, cores=[other]
-            )
-            busy_us = system.cpu_us()
-            rate = WHILE_IDLE * at_most.rate_per_s
-            found = offered(_plan(system.port, rate, CAPACITY_S), message)
-            return len(on) * len(found.answers) / (system.cpu_us() - busy_us) * 1e6
-
         for number in count():
-            before = [] if rate_per_s else [capacity_per_s()]
+            before = [] if rate_per_s else [len(on) * answered_per_cpu_s(system, other, message)]
             rate = rate_per_s or LOAD * before[0]
             if not memory_first:
                 offered(_plan(system.port, rate, WARM_UP_S), message)
@@ -315,13 +300,24 @@ def rounds(
             }
             time.sleep(1.0)
             memory_last = system.memory_bytes()
-            outcome = _outcome(load, done, made_from, (memory_first, memory_last))
-            after = [capacity_per_s()] if before else []
-            yield replace(outcome, capacities_per_s=[*before, *after])
+            after = [len(on) * answered_per_cpu_s(system, other, message)] if before else []
+            memory, capacities_per_s = (memory_first, memory_last), [*before, *after]
+            yield _outcome(load, done, made_from, memory, capacities_per_s)
 
 
-def _plan(port: int, rate_per_s: float, seconds: float, **more: Any) -> Plan:
-    return Plan(port, rate_per_s, seconds, max_connections=CONNECTIONS, **more)
+def answered_per_cpu_s(system: System, core: int, message: bytes) -> float:
+    """Requests at random moments that a second of one processor answers, a part of it being idle.
+
+    A closed loop says more: its connections fall into step, and share large batches.
+    """
+    at_most = closed_loop(payload(), system.port, connections=CONNECTIONS, seconds=2, cores=[core])
+    busy_us, rate = system.cpu_us(), WHILE_IDLE * at_most.rate_per_s
+    found = offered(_plan(system.port, rate, CAPACITY_S), message)
+    return len(found.answers) / (system.cpu_us() - busy_us) * 1e6
+
+
+def _plan(port: int, rate_per_s: float, seconds: float, seed: int = 0) -> Plan:
+    return Plan(port, rate_per_s, seconds, seed=seed, max_connections=CONNECTIONS)
 
 
 def offered(plan: Plan, message: bytes, watch: "_Watch | None" = None) -> Checked:
@@ -400,6 +396,7 @@ def _outcome(
     done: list[dict[str, Any]],
     made_from: dict[int, int],
     memory: tuple[int, int],
+    capacities_per_s: Sequence[float],
 ) -> Outcome:
     begins = [line["from"] for line in done if "from" in line]
     ends = [line["to"] for line in done if "to" in line]
@@ -419,6 +416,7 @@ def _outcome(
         num_versions=len(found),
         memory_first=memory[0],
         memory_last=memory[1],
+        capacities_per_s=capacities_per_s,
     )
 
 

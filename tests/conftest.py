@@ -104,7 +104,7 @@ def served(store: ModelStore, settings: dict[str, Any]) -> Iterator[TestClient]:
 
 @pytest.fixture(scope="module")
 def lasting_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelStore]:
-    """One for all tests of a module that change nothing; that they did not is looked at."""
+    """One for all tests of a module that change no model; that they did not is looked at."""
     store = digits_in(tmp_path_factory.mktemp("lasting"))
     yield store
     assert [(name, store.versions(name)) for name in store.names()] == [("digits", [1])]

@@ -3,12 +3,10 @@
 from collections.abc import Iterator
 
 import pytest
-from conftest import publish_cnn
+from conftest import publish_cnn, served
 from starlette.testclient import TestClient
 from test_evaluation import trained_store
 
-from app.main import create_app
-from app.settings import Settings
 from models import checkpoint
 from models.store import ModelStore
 
@@ -18,9 +16,7 @@ URL = "/v1/evaluations"
 
 @pytest.fixture(scope="module")
 def client(trained_store: ModelStore) -> Iterator[TestClient]:
-    settings = Settings(home=trained_store.folder.parent, device="cpu", threads=1)
-    address = "http://127.0.0.1:8000"
-    with TestClient(create_app(settings), address, raise_server_exceptions=False) as client:
+    with served(trained_store, {}) as client:
         yield client
 
 

@@ -79,11 +79,11 @@ def _devices() -> list[torch.device]:
 
 
 def _device(device: torch.device) -> DeviceInfo:
-    name, memory_bytes = processor_type(torch.device("cpu")), _memory_bytes()
+    memory_bytes = _memory_bytes()
     if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        name, memory_bytes = properties.name, properties.total_memory
+        memory_bytes = torch.cuda.get_device_properties(device).total_memory
     precisions = ("fp32", *(("bf16",) if supports_bf16(device) else ()))
+    name = processor_type(device)
     return DeviceInfo(str(device), name, memory_bytes, precisions, _sample(device))
 
 
