@@ -146,18 +146,23 @@ class Batcher:
 
         It takes no lock, because the garbage collector may call it.
         """
-        if self._started is not None and any(self.accelerators):
+        if self._started is not None:
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 self._started[0].loop.call_soon_threadsafe(self._free)
 
     def _free(self) -> None:
+        if self._draining:
+            return
         for place, device in enumerate(self.devices):
             task = asyncio.create_task(self._freed(place, device))
             self._freeing.add(task)
             task.add_done_callback(self._freeing.discard)
 
     async def _freed(self, place: int, device: torch.device) -> None:
-        """On its own thread, where nothing is being recorded."""
+        """On a GPU's own thread, where nothing is being recorded; beside a processor's batches."""
+        if device.type == "cpu":
+            await asyncio.to_thread(free_cached_memory, device)
+            return
         with contextlib.suppress(ServiceError):  # too busy, lost, or stopping
             await self.call(lambda: free_cached_memory(device), place=place)
 

@@ -1,5 +1,8 @@
 """Which errors are the device's own: memory that ran out, and a device that answers no more."""
 
+import ctypes
+import sys
+
 import torch
 
 from app.engine.recording import RECORDING
@@ -32,10 +35,19 @@ def is_device_lost(error: BaseException, device: torch.device) -> bool:
 
 
 def free_cached_memory(device: torch.device) -> None:
-    """Give memory that torch keeps for later back to the device."""
+    """Give memory that is kept for later back: torch's to a GPU, the C library's to the system."""
     if device.type == "cuda":
         with RECORDING:
             torch.cuda.empty_cache()
+    elif sys.platform == "linux":
+        _trim_heap()
+
+
+def _trim_heap() -> None:
+    """Give free pages back; glibc does it by itself at the end of its first heap only."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
+    if trim is not None:
+        trim(0)
 
 
 def _answers(device: torch.device) -> bool:
