@@ -177,13 +177,8 @@ def test_a_head_may_be_a_convolution_with_layers_behind_it() -> None:
     )
     path, head = separate_head(network)
     assert path == "2.1"
-    assert [type(part).__name__ for part in head] == [
-        "Dropout",
-        "Conv2d",
-        "ReLU",
-        "AdaptiveAvgPool2d",
-        "Flatten",
-    ]
+    names = [type(part).__name__ for part in head]
+    assert names == ["Conv2d", "ReLU", "AdaptiveAvgPool2d", "Flatten"], "and no dropout before it"
 
 
 class Halved(nn.Module):
