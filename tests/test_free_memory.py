@@ -1,5 +1,6 @@
 """Memory of what has gone is given back to whoever it was taken from."""
 
+import asyncio
 import resource
 import sys
 from pathlib import Path
@@ -7,21 +8,45 @@ from pathlib import Path
 import pytest
 import torch
 
+from app.engine.batcher import Batcher
 from app.engine.device_error import free_cached_memory
 
 MEBIBYTE = 1 << 20
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="other C libraries give back by themselves")
+PROCESSOR = torch.device("cpu")
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="other C libraries give back by themselves"
+)
+
+
 def test_pages_between_living_tensors_go_back_to_the_system() -> None:
     """A network that is unloaded leaves holes in the heap, since others came after it."""
-    tensors = [torch.zeros(25_000) for _ in range(1000)]  # 95 MiB, each below the limit for a map
-    living = tensors[::40]
-    del tensors
-    before = _resident_bytes()
-    free_cached_memory(torch.device("cpu"))
+    living, before = _holes(), _resident_bytes()
+    free_cached_memory(PROCESSOR)
     assert before - _resident_bytes() > 50 * MEBIBYTE
     assert all(not tensor.any() for tensor in living)
+
+
+@pytest.mark.anyio
+async def test_a_batcher_of_a_processor_gives_back_what_it_is_told_has_gone() -> None:
+    batcher = Batcher(PROCESSOR)
+    batcher.start()
+    try:
+        living, before = _holes(), _resident_bytes()
+        batcher.free_soon()
+        async with asyncio.timeout(10):
+            while before - _resident_bytes() < 50 * MEBIBYTE:
+                await asyncio.sleep(0.01)
+    finally:
+        await batcher.stop(1.0)
+    assert all(not tensor.any() for tensor in living)
+
+
+def _holes() -> list[torch.Tensor]:
+    """A few tensors that live between many that have gone; 95 MiB, none large enough for a map."""
+    return [torch.zeros(25_000) for _ in range(1000)][::40]
 
 
 def _resident_bytes() -> int:

@@ -142,7 +142,7 @@ class Batcher:
             self._started[0].lose(place, cause)
 
     def free_soon(self) -> None:
-        """Give memory of what has gone back to the devices that keep it; from any thread.
+        """Give memory of what has gone back to the devices and the system; from any thread.
 
         It takes no lock, because the garbage collector may call it.
         """
@@ -159,8 +159,8 @@ class Batcher:
             task.add_done_callback(self._freeing.discard)
 
     async def _freed(self, place: int, device: torch.device) -> None:
-        """On a GPU's own thread, where nothing is being recorded; beside a processor's batches."""
-        if device.type == "cpu":
+        """On an accelerator's thread, where nothing is being recorded; beside others' batches."""
+        if self.accelerators[place] is None:
             await asyncio.to_thread(free_cached_memory, device)
             return
         with contextlib.suppress(ServiceError):  # too busy, lost, or stopping
