@@ -46,7 +46,8 @@ def bare_loop(name: str, home: Path, model: str, body: Path, precision: str = "f
     port = free_port()
     arguments = [str(home / "models"), model, str(body), str(port), precision]
     command = [sys.executable, "-m", "benchmarks.in_process", *arguments]
-    return Launch(name, command, port, "", _environ())
+    # Compiling on a machine that has never compiled reads gigabytes of headers and libraries first.
+    return Launch(name, command, port, "", _environ(), ready_within_s=600.0)
 
 
 def _environ() -> dict[str, str]:
