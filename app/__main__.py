@@ -61,7 +61,10 @@ def serve(
     port = settings.metrics_port
     scraped = [] if port is None else [listen(settings.host, port)]
     if import_file is not None:
-        _import_once(settings, import_file, network, name, labels)
+        imported = _import_once(settings, import_file, network, name, labels)
+        if imported not in settings.preload:
+            # Whoever names a file waits for its answers: ready means that it is loaded.
+            settings = settings.model_copy(update={"preload": (*settings.preload, imported)})
     sample = _prepare(settings) if quickstart else None
 
     from app.api.metrics_port import MetricsPort
@@ -120,8 +123,12 @@ def _import_once(
     network: str | None,
     name: str | None,
     labels: Path | None,
-) -> None:
-    """Publish the file that `serve --import` names, and let it answer, unless it does already."""
+) -> str:
+    """Publish the file that `serve --import` names, and let it answer, unless it does already.
+
+    Returns:
+        The model's name.
+    """
     if network is None or name is None:
         raise typer.BadParameter("--import needs --network and --name beside it")
     from models.store import PRODUCTION, ModelStore
@@ -134,12 +141,13 @@ def _import_once(
     version = find_import(store, name, request)
     if version is not None:
         typer.echo(f"{weights.name} is {version}, imported before")
-        return
+        return name
     version = publish(read_import(request), store, name)
     # Whoever starts with another file wants that one to answer.
     if store.aliases(name).get(PRODUCTION) != version.number:
         store.move_alias(name, PRODUCTION, version.number, why="imported at start")
     typer.echo(f"{weights.name} is {version} now")
+    return name
 
 
 def _prepare(settings: Settings) -> Path:

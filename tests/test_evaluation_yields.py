@@ -13,7 +13,7 @@ import pytest
 import torch
 from test_evaluation import digits, engine, found, trained_store
 
-from app.engine.lane import LOWEST
+from app.engine.schedule import LOWEST
 from app.engine.short_slices import SLICE_S
 from app.evaluation import asking as asking_module
 from app.evaluation.sitting import (

@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from app.engine.admission import Admission
+from app.engine.arrival_rate import ArrivalRate
 from app.engine.batch import Batch
 from app.engine.batch_policy import LaneOptions
 from app.engine.dispatch import Dispatch
-from app.engine.item_queue import Item
+from app.engine.item_queue import Item, ItemQueue
+from app.engine.schedule import NORMAL
 from app.engine.turns import Turns
 from app.errors import DeadlineUnreachable, QueueFull
 from benchmarks.evaluate import started
@@ -25,6 +27,8 @@ pytestmark = pytest.mark.anyio
 FLAT, STEEP, CARD = (0.010, 0.0005, 32, 0.5), (0.002, 0.009, 8, 0.5), (0.002, 0.00005, 64, 0.05)
 # ResNet-18 on two cores, asked by callers who wait five times as long as one row takes.
 RESNET = (0.003, 0.022, 32, 0.125)
+# The same by callers in a hurry: where each is let in at once, batches of two are all there is.
+HURRIED = (0.006, 0.020, 32, 0.14)
 
 
 class Station:
@@ -37,6 +41,7 @@ class Station:
         self.outcomes: Counter[str] = Counter()
         self.latencies_s: list[float] = []
         self.free_at = 0.0
+        self.num_batches = 0
         self.dispatch = Dispatch(
             asyncio.get_running_loop(),
             torch.device("cpu"),
@@ -66,9 +71,9 @@ class Station:
         self.dispatch.stop()  # or its sweep would look at the real clock
         return self.outcomes["in time"] / (now * self.capacity)
 
-    def arrive(self, number: int, now: float) -> None:
+    def arrive(self, number: int, now: float, priority: int = NORMAL) -> None:
         future = self.dispatch.loop.create_future()
-        item = Item(torch.zeros(1, 1), future, now, now + self.patience_s, 0, number)
+        item = Item(torch.zeros(1, 1), future, now, now + self.patience_s, priority, number)
         try:
             self.admission.admit(item.num_rows, item.key, item.deadline, now)
         except (DeadlineUnreachable, QueueFull) as refusal:
@@ -90,6 +95,7 @@ class Station:
 
     def compute(self, batch: Batch) -> None:
         noise = self.random.uniform(1 - self.noise, 1 + self.noise)
+        self.num_batches += 1
         batch.compute_s = batch_s(self, batch.size) * noise
         self.free_at += batch.compute_s
         self.turns.learn([batch], halved=False, now=self.free_at)
@@ -133,6 +139,50 @@ async def test_the_admitted_wait_hardly_longer_and_the_others_are_refused_at_onc
     assert crowded.p99_s < 2 * calm.p99_s
     refused = crowded.outcomes["QueueTooSlow"] + crowded.outcomes["DeadlineUnreachable"]
     assert crowded.outcomes["skipped"] < 0.01 * refused, "these hear of it once their time is up"
+
+
+async def test_where_enough_come_in_time_to_fill_a_batch_nobody_cuts_it_short() -> None:
+    station = Station(HURRIED, noise=0.1)
+    assert station.run(5, num_requests=8000) > 0.9
+    assert len(station.latencies_s) / station.num_batches > 3.0
+    assert station.outcomes["skipped"] < 0.01 * station.outcomes["QueueTooSlow"]
+
+
+async def test_where_few_come_everybody_is_let_in_who_can_be_answered() -> None:
+    station = Station(HURRIED, noise=0.0)
+    for number in range(200):  # two by two, and nobody else until they are answered
+        now = number * 0.2
+        station.serve(until=now)
+        station.dispatch.threaded.running_until = station.free_at
+        station.arrive(2 * number, now)
+        station.serve(until=now + 0.001)
+        station.dispatch.threaded.running_until = station.free_at
+        station.arrive(2 * number + 1, now + 0.001)
+    station.serve(until=1e9)
+    station.dispatch.stop()
+    assert station.outcomes == {"in time": 400}
+
+
+async def test_who_is_urgent_is_not_refused_for_others_who_would_fill_the_batch() -> None:
+    station = Station(HURRIED, noise=0.1)
+    station.run(5, num_requests=2000)
+    station.turns.items = ItemQueue()
+    now = station.free_at
+    station.dispatch.threaded.running_until = now + 0.08
+    station.outcomes.clear()
+    station.arrive(3000, now)
+    assert station.outcomes == {"QueueTooSlow": 1}
+    station.arrive(3001, now, priority=NORMAL - 1)
+    assert station.turns.items.num_rows == 1
+
+
+async def test_rows_are_counted_whether_they_are_admitted_or_refused() -> None:
+    rate = ArrivalRate()
+    for number in range(1000):
+        rate.count(2, now=100.0 + number * 0.01)
+    assert rate.per_s == pytest.approx(200.0, rel=0.05)
+    rate.count(2, now=200.0)
+    assert rate.per_s < 110.0
 
 
 @pytest.mark.parametrize("device", [FLAT, STEEP, CARD])

@@ -3,7 +3,7 @@
 import math
 
 from app.engine.batch_policy import LaneOptions
-from app.engine.schedule import Key
+from app.engine.schedule import NORMAL, Key
 from app.engine.turns import Turns
 from app.errors import DeadlineUnreachable, QueueFull, QueueTooSlow
 
@@ -22,11 +22,12 @@ class Admission:
         Raises:
             QueueFull: too many rows wait, or for too long.
             DeadlineUnreachable: its time is up, or would be before its answer.
-            QueueTooSlow: it would be, because of what waits before it.
+            QueueTooSlow: it would be, because of what waits before it; or it would cut its batch
+                short, and enough others come in time to fill that.
         """
-        if self._turns.items.num_rows + num_rows > self._max_rows:
-            self._refuse_full()
         turns = self._turns
+        if turns.items.num_rows + num_rows > self._max_rows:
+            self._refuse_full(num_rows, key, now)
         left_s = deadline - now
         at_most_s = turns.home.backlog_s + max(0.0, turns.home.running_until - now)
         own_at_most_s = turns.policy.at_most_s(num_rows)
@@ -39,34 +40,63 @@ class Admission:
         turns = self._turns
         wait_s = turns.home.before_s(key, now)
         if wait_s > self._max_wait_s:
-            self._refuse_full()
+            self._refuse_full(num_rows, key, now)
         before = turns.items.rows_before(key)
         own_s = turns.policy.seconds(before + num_rows) - turns.policy.seconds(before)
         needed_s = turns.policy.margin * (wait_s + own_s)
         if left_s <= 0.0 or (needed_s > left_s and self._is_sure(now)):
-            self._refuse_late(needed_s, left_s, alone_s=turns.policy.seconds(num_rows))
+            self._refuse_late(num_rows, key, needed_s, left_s, now)
+        if key[0] < NORMAL:
+            return  # others, who are less urgent, do not stand in for it
+        needed_s = self._until_full_batch_s(left_s, wait_s, before, now)
+        if needed_s > left_s:
+            self._refuse_late(num_rows, key, needed_s, left_s, now)
+
+    def _until_full_batch_s(self, left_s: float, wait_s: float, before: int, now: float) -> float:
+        """How long until the batch has run that would fill up without a row that is asked for now.
+
+        0 where it would not, or where `before` rows fill it already.
+        """
+        turns = self._turns
+        policy, head = turns.policy, turns.items.head()
+        filled = policy.rows_filled(turns.arrivals.per_s, left_s)
+        if before >= filled:
+            return 0.0
+        batch_s = policy.seconds(filled)
+        # What runs, and what waits for other lanes: who waits here already shares the batch …
+        needed_s = policy.margin * (wait_s - policy.seconds(before) + batch_s)
+        if before and head is not None and head.deadline - now < needed_s:
+            # … unless the first of them cannot wait for all of it, and will be taken before.
+            needed_s = policy.margin * (wait_s + batch_s)
+        return needed_s
 
     def _is_sure(self, now: float) -> bool:
         """Not when the lane idles and its times are old: letting one through renews them."""
         turns = self._turns
         return bool(turns.policy.time.is_trusted(now) or turns.items.num_rows or turns.num_out)
 
-    def _refuse_full(self) -> None:
+    def _refuse_full(self, num_rows: int, key: Key, now: float) -> None:
         turns = self._turns
+        if key[0] <= NORMAL:
+            turns.arrivals.count(num_rows, now)
         turns.statistics.num_refused_full += 1
-        num_rows, retry_after_s = turns.items.num_rows, turns.retry_after_s
+        num_waiting, retry_after_s = turns.items.num_rows, turns.retry_after_s
         raise QueueFull(
-            f"{num_rows} inputs wait for {turns.name}; ask again in {retry_after_s:.1f} s",
+            f"{num_waiting} inputs wait for {turns.name}; ask again in {retry_after_s:.1f} s",
             retry_after_s=retry_after_s,
         )
 
-    def _refuse_late(self, needed_s: float, left_s: float, alone_s: float) -> None:
+    def _refuse_late(
+        self, num_rows: int, key: Key, needed_s: float, left_s: float, now: float
+    ) -> None:
         turns = self._turns
+        if key[0] <= NORMAL:
+            turns.arrivals.count(num_rows, now)
         turns.statistics.num_refused_late += 1
         sentence = (
             f"{turns.name} needs about {needed_s * 1000:.0f} ms from now, "
             f"and {max(0.0, left_s) * 1000:.0f} ms are left"
         )
-        if alone_s < left_s:
+        if turns.policy.seconds(num_rows) < left_s:
             raise QueueTooSlow(sentence, retry_after_s=turns.retry_after_s)
         raise DeadlineUnreachable(sentence)

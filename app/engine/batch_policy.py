@@ -12,6 +12,8 @@ TINY_S = 0.001
 # shrinks with every one that was kept, so that it settles where one in fifty is broken.
 MARGIN, LEAST_MARGIN, MOST_MARGIN = 1.1, 1.0, 2.0
 BROKEN_STEP, KEPT_STEP = 0.02, 0.0004
+# A batch is taken to fill up where so many times its rows are expected.
+PLENTY = 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,24 @@ class BatchPolicy:
     def seconds(self, num_rows: int) -> float:
         """How long `num_rows` rows take when nothing else runs; 0 while nothing is known."""
         return self.sizes.seconds(num_rows, self.time)
+
+    def rows_filled(self, rate_per_s: float, patience_s: float) -> int:
+        """The largest batch that those fill who come when it is about to start.
+
+        They are the ones who can wait for all of it. 0 where time is short or too few come, so
+        that every row that can be had is needed.
+
+        Args:
+            rate_per_s: of rows that are asked for.
+            patience_s: how long each can wait from its arrival.
+        """
+        if patience_s == math.inf:
+            return 0
+        for size in reversed(self.sizes.sizes):
+            spare_s = patience_s - self.margin * self.time.seconds(size)
+            if spare_s * rate_per_s >= PLENTY * size:
+                return size
+        return 0
 
     def rows_to_take(self, num_rows: int, left_s: float, is_inline: bool) -> int:
         """How many of `num_rows` waiting rows, the first of which has `left_s` seconds left."""

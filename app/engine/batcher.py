@@ -18,8 +18,9 @@ from app.engine.call import Calls
 from app.engine.device_error import free_cached_memory
 from app.engine.device_thread import compute_with
 from app.engine.dispatch import Dispatch
-from app.engine.lane import LOWEST, Lane
+from app.engine.lane import Lane
 from app.engine.pipeline import Accelerator, accelerator_of
+from app.engine.schedule import LOWEST
 from app.errors import DeviceLost, Draining, ServiceError
 
 __all__ = ["LOWEST", "Batcher", "Lane", "LaneOptions"]

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from typing import Any, TypeVar
 
-from app.engine.lane import LOWEST, Lane
+from app.engine.lane import Lane
+from app.engine.schedule import LOWEST
 from app.errors import DeadlineExceeded
 
 # How long after its deadline a piece may still be answered; the lane itself ends it before.

@@ -16,12 +16,9 @@ from app.engine.dispatch import Dispatch
 from app.engine.item_queue import Answer, Item
 from app.engine.lane_statistics import LaneStatistics
 from app.engine.pictures import Rows
+from app.engine.schedule import LOWEST, NORMAL
 from app.engine.turns import Turns
 from app.errors import BadInput, DeadlineExceeded, ServiceError, Unavailable
-
-# Priorities: smaller is sooner.
-NORMAL = 0
-LOWEST = 1000
 
 T = TypeVar("T")
 

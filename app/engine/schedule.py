@@ -12,6 +12,8 @@ from typing import Protocol
 
 # Priority (smaller is sooner), deadline, number of arrival.
 Key = tuple[int, float, int]
+NORMAL = 0
+LOWEST = 1000
 LAST: Key = (sys.maxsize, math.inf, 0)
 
 

@@ -13,9 +13,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from app.engine.lane import LOWEST
 from app.engine.pictures import Rows
 from app.engine.predictor import Prediction, Predictor
+from app.engine.schedule import LOWEST
 from app.errors import ServiceError
 
 log = logging.getLogger(__name__)

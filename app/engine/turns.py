@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from app.engine.arrival_rate import ArrivalRate
 from app.engine.batch import Batch, Run, joined
 from app.engine.batch_policy import BatchPolicy, LaneOptions
 from app.engine.batch_time import OUTLIER
@@ -18,7 +19,7 @@ from app.engine.dispatch import Dispatch
 from app.engine.item_queue import Answer, Item, ItemQueue, Outputs
 from app.engine.lane_statistics import LaneStatistics
 from app.engine.pipeline import Pipeline
-from app.engine.schedule import Key, Schedule
+from app.engine.schedule import NORMAL, Key, Schedule
 from app.engine.scratch import Scratch
 from app.errors import (
     DeadlineExceeded,
@@ -52,6 +53,8 @@ class Turns:
         self.items = ItemQueue()
         self.policy = BatchPolicy(options, dispatch.devices[0])
         self.statistics = LaneStatistics()
+        # Of all but those who give way to others.
+        self.arrivals = ArrivalRate()
         self.home: Schedule = dispatch.threaded
         self.offered: Key | None = None
         self.ripening = False
@@ -101,6 +104,8 @@ class Turns:
     def push(self, item: Item, now: float) -> None:
         """Let `item` wait; on the event loop."""
         self.items.push(item)
+        if item.key[0] <= NORMAL:
+            self.arrivals.count(item.num_rows, now)
         self._recount()
         if self.offered is None or item.key < self.offered:
             self._dispatch.offer(self, now)

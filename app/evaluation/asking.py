@@ -11,9 +11,10 @@ from typing import Final
 
 from torch import Tensor
 
-from app.engine.lane import LOWEST, Lane
+from app.engine.lane import Lane
 from app.engine.live import LiveModels
 from app.engine.predictor import Prediction, Predictor
+from app.engine.schedule import LOWEST
 from app.errors import DeadlineExceeded, Overloaded
 
 QUIET_S: Final = 1.0
