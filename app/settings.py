@@ -182,7 +182,8 @@ class Settings(BaseSettings):
     log_format: Literal["plain", "json"] = Field("plain", description="Shape of a log line.")
     log_requests: Literal["all", "errors", "none"] = Field(
         "errors",
-        description="Which requests get a line: all, those answered with 4xx or 5xx, none.",
+        description="Which requests get a line: all, those answered with 4xx or 5xx, none. Of "
+        "those answered with 429, errors means ten a second, and a line with how many more there were.",
     )
     tracing: bool = Field(
         False,

@@ -36,6 +36,11 @@ LONG_WAIT = 0.1
 """A wait of this share of a request's time is not its own doing; a shorter one may be chance."""
 
 
+AT_RISK = 0.25
+"""Who used less of its time than this was never in danger, and says nothing about promises: those
+of a calm hour would make the first ones of a crowd too bold."""
+
+
 class OutOfDeviceMemory(Unavailable):
     """Even half of the batch did not fit into the memory of the device."""
 
@@ -179,7 +184,8 @@ class Turns:
                 item.decode_s * 1000,
             )
         )
-        self.policy.promise(kept=True)
+        if now - item.submitted_at > AT_RISK * item.patience_s:
+            self.policy.promise(kept=True)
         self.statistics.count_answer(item.num_rows, queue_s, now - item.submitted_at)
 
     def fail_item(self, item: Item, error: Exception) -> None:
