@@ -183,7 +183,7 @@ class Settings(BaseSettings):
     log_requests: Literal["all", "errors", "none"] = Field(
         "errors",
         description="Which requests get a line: all, those answered with 4xx or 5xx, none. Of "
-        "those answered with 429, errors means ten a second, and a line with how many more there were.",
+        "those answered with 429 errors gives ten a second a line, and tells how many more came.",
     )
     tracing: bool = Field(
         False,
