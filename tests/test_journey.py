@@ -78,8 +78,8 @@ def test_a_file_of_ones_own_is_imported_once(tmp_path: Path) -> None:
         picture = tmp_path / "x.png"
         picture.write_bytes(_png())
         _shell(f"curl --fail --retry 50 --retry-delay 1 {address[0]}/readyz", tmp_path)
-        [version] = json.loads(_shell(f"curl {address[0]}/v1/models/parts", tmp_path))["versions"]
-        assert version["live"], "ready means that the first picture waits for nothing"
+        model = json.loads(_shell(f"curl {address[0]}/v1/models/parts", tmp_path))
+        assert model["production"]["live"], "ready means that the first picture waits for nothing"
         url = f"{address[0]}/v1/models/parts/predict"
         answer = json.loads(_shell(f"curl -sS -F file=@x.png {url}", tmp_path))
         assert answer["predictions"][0]["label"] in {"red", "green", "blue"}
