@@ -14,7 +14,7 @@ from app.engine.batch import Batch
 from app.engine.batch_policy import LaneOptions
 from app.engine.dispatch import Dispatch
 from app.engine.item_queue import Item, ItemQueue
-from app.engine.schedule import NORMAL
+from app.engine.schedule import LOWEST, NORMAL
 from app.engine.turns import Turns
 from app.errors import DeadlineUnreachable, QueueFull
 from benchmarks.evaluate import started
@@ -174,6 +174,17 @@ async def test_who_is_urgent_is_not_refused_for_others_who_would_fill_the_batch(
     assert station.outcomes == {"QueueTooSlow": 1}
     station.arrive(3001, now, priority=NORMAL - 1)
     assert station.turns.items.num_rows == 1
+
+
+@pytest.mark.parametrize(("priority", "is_counted"), [(NORMAL, True), (LOWEST, False)])
+async def test_who_gives_way_to_others_fills_no_batch_for_them(
+    priority: int, is_counted: bool
+) -> None:
+    station = Station(HURRIED, noise=0.1)
+    for number in range(100):
+        station.arrive(number, number * 0.01, priority)
+    assert set(station.outcomes) == {"QueueTooSlow"}
+    assert (station.turns.arrivals.per_s > 50) is is_counted
 
 
 async def test_rows_are_counted_whether_they_are_admitted_or_refused() -> None:

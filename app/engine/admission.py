@@ -77,8 +77,7 @@ class Admission:
 
     def _refuse_full(self, num_rows: int, key: Key, now: float) -> None:
         turns = self._turns
-        if key[0] <= NORMAL:
-            turns.arrivals.count(num_rows, now)
+        turns.count_arrival(num_rows, key, now)
         turns.statistics.num_refused_full += 1
         num_waiting, retry_after_s = turns.items.num_rows, turns.retry_after_s
         raise QueueFull(
@@ -90,8 +89,7 @@ class Admission:
         self, num_rows: int, key: Key, needed_s: float, left_s: float, now: float
     ) -> None:
         turns = self._turns
-        if key[0] <= NORMAL:
-            turns.arrivals.count(num_rows, now)
+        turns.count_arrival(num_rows, key, now)
         turns.statistics.num_refused_late += 1
         sentence = (
             f"{turns.name} needs about {needed_s * 1000:.0f} ms from now, "

@@ -58,7 +58,6 @@ class Turns:
         self.items = ItemQueue()
         self.policy = BatchPolicy(options, dispatch.devices[0])
         self.statistics = LaneStatistics()
-        # Of all but those who give way to others.
         self.arrivals = ArrivalRate()
         self.home: Schedule = dispatch.threaded
         self.offered: Key | None = None
@@ -106,11 +105,15 @@ class Turns:
         full = self.items.num_rows >= self.policy.sizes.largest
         return now if full else now + self._delay_s
 
+    def count_arrival(self, num_rows: int, key: Key, now: float) -> None:
+        """Rows were asked for; those who give way to others do not count."""
+        if key[0] <= NORMAL:
+            self.arrivals.count(num_rows, now)
+
     def push(self, item: Item, now: float) -> None:
         """Let `item` wait; on the event loop."""
         self.items.push(item)
-        if item.key[0] <= NORMAL:
-            self.arrivals.count(item.num_rows, now)
+        self.count_arrival(item.num_rows, item.key, now)
         self._recount()
         if self.offered is None or item.key < self.offered:
             self._dispatch.offer(self, now)
