@@ -1,10 +1,11 @@
 """`python -m benchmarks.beside`: predictions and a training job that share the processors.
 
-A real server answers an open loop at 0.3 of its capacity and trains a small network on handwritten
-digits, a job like any other. Each round measures the requests without the job, both together, and
-the job without requests, in random order; in between the job is paused and resumed over HTTP, so
-that it is gone, and not only still, where it is not measured. Its speed counts steps between two
-reports, from just before to just after the load; the second in which the generator starts is in it.
+A real server answers an open loop at 0.3 of its capacity (`benchmarks.stage.Capacity`) and trains a
+small network on handwritten digits, a job like any other. Each round measures the requests without
+the job, both together, and the job without requests, in random order; in between the job is paused
+and resumed over HTTP, so that it is gone, and not only still, where it is not measured. Its speed
+counts steps between two reports, from just before to just after the load; the second in which the
+generator starts is in it.
 """
 
 import io
@@ -22,7 +23,7 @@ from benchmarks import ours
 from benchmarks.resnet_scenario import EAGER
 from benchmarks.rounds import Cell, Round, Sample, ratio, undisturbed
 from benchmarks.session import Session, compute_layout, parser
-from benchmarks.stage import Capacity, Stage, running
+from benchmarks.stage import Stage, running
 from benchmarks.system import HOST, System
 from benchmarks.tensor_scenario import SCENARIOS, TensorScenario
 from benchmarks.verdict import Verdict, at_least, at_most, none_of
@@ -176,11 +177,10 @@ def prepare(
             time.sleep(stage.timing.warm_up_s + stage.timing.open_s)
         return {"faults": 0.0}
 
-    busy = stage.closed(f"{scenario.busy} connections", server, sent, scenario.busy)
-    capacity = Capacity(held(busy))
-    alone = stage.open(ALONE, server, sent, lambda: LOAD * capacity.rate_per_s())
-    beside = stage.open(BESIDE, server, sent, lambda: LOAD * capacity.rate_per_s())
-    return [capacity.cell, held(alone), trained(BESIDE, beside.measure), trained(JOB, idle)]
+    capacity = stage.capacity(server, sent, scenario.busy, held)
+    alone = stage.open(ALONE, server, sent, capacity.share(LOAD))
+    beside = stage.open(BESIDE, server, sent, capacity.share(LOAD))
+    return [*capacity.cells, held(alone), trained(BESIDE, beside.measure), trained(JOB, idle)]
 
 
 def verdicts_of(rounds: Sequence[Round]) -> list[Verdict]:

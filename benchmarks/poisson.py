@@ -1,12 +1,13 @@
 """`python -m benchmarks.poisson`: the tail at half and 0.8 of capacity, against an ideal batcher.
 
-Requests arrive at random moments and are timed from them. The ideal (`benchmarks/ideal_batcher.py`)
-gets the same arrivals, and takes as long for each batch as was measured in the same round. It is
-told in two ways. *Batches alone*: its batches take what the bare loop takes for the network and
-softmax; to each latency a constant is added, the median that one connection sees without other load
-minus the bare loop's for one row: HTTP once, with nobody else there. *HTTP in the batch*: its
-batches take what the server takes to answer so many connections at once, reading, parsing and
-encoding included, which on a small network is most of it; nothing is added.
+Requests arrive at random moments and are timed from them; capacity is what the server manages of
+such (`benchmarks.stage.Capacity`). The ideal (`benchmarks/ideal_batcher.py`) gets the same
+arrivals, and takes as long for each batch as was measured in the same round. It is told in two
+ways. *Batches alone*: its batches take what the bare loop takes for the network and softmax; to
+each latency a constant is added, the median that one connection sees without other load minus the
+bare loop's for one row: HTTP once, with nobody else there. *HTTP in the batch*: its batches take
+what the server takes to answer so many connections at once, reading, parsing and encoding included,
+which on a small network is most of it; nothing is added.
 """
 
 import io
@@ -23,7 +24,7 @@ from benchmarks.open_loop import Plan
 from benchmarks.resnet_scenario import EAGER
 from benchmarks.rounds import Cell, Round, Samples, undisturbed
 from benchmarks.session import Session, compute_layout, front_layout, parser
-from benchmarks.stage import Capacity, Stage, Timing
+from benchmarks.stage import Stage, Timing
 from benchmarks.tensor_scenario import SCENARIOS, TensorScenario
 from benchmarks.verdict import Verdict, at_most, none_of
 from models.store import ModelStore
@@ -70,13 +71,13 @@ def prepare(stage: Stage, scenario: TensorScenario, settings: Mapping[str, str])
     body = stage.folder / "row.npy"
     body.write_bytes(_npy(scenario.row()))
     loop = stage.start(ours.bare_loop("loop", home, scenario.model, body))
-    capacity = Capacity(stage.closed(_connections(scenario.busy), server, sent, scenario.busy))
+    capacity = stage.capacity(server, sent, scenario.busy)
     others = [size for size in SIZES if size != scenario.busy]
     return [
         *(stage.in_process(_batch(size), loop, size) for size in SIZES),
         *(stage.closed(_connections(size), server, sent, size) for size in others),
-        capacity.cell,
-        *(stage.open(_offered(load), server, sent, _share(load, capacity)) for load in LOADS),
+        *capacity.cells,
+        *(stage.open(_offered(load), server, sent, capacity.share(load)) for load in LOADS),
     ]
 
 
@@ -133,10 +134,6 @@ def _over(load: float, ideal: Ideal, timing: Timing) -> Callable[[Samples], floa
         return sample["p99_ms"] / ideal_p99_ms(sample, ideal(samples), timing)
 
     return statistic
-
-
-def _share(load: float, capacity: Capacity) -> Callable[[], float]:
-    return lambda: load * capacity.rate_per_s()
 
 
 def _batch(size: int) -> str:

@@ -11,7 +11,7 @@ from typing import Final
 from benchmarks import ours, payload
 from benchmarks.networks import RESNET, publish_resnet
 from benchmarks.rounds import Cell, Round, Samples, difference, ratio
-from benchmarks.stage import Capacity, Stage
+from benchmarks.stage import Remembered, Stage
 from benchmarks.system import System
 from benchmarks.verdict import Verdict, at_least, at_most, none_of
 from models.store import ModelStore
@@ -99,7 +99,7 @@ def prepare(
     form, raw = payload.multipart(PATH, picture), payload.raw_picture(PATH, picture)
     alone = stage.closed("multipart 1", server, form, 1)
     busy = stage.closed(BUSY, server, form, 16)
-    capacity = Capacity(busy)
+    capacity = Remembered(busy)
     if patience_ms is None:
         patience_ms = PATIENCE * alone.measure()["p50_ms"]
     hurried = form.with_headers(X_Request_Timeout_Ms=f"{patience_ms:.0f}") if patience_ms else form
@@ -115,9 +115,12 @@ def prepare(
 
 
 def _overload(
-    stage: Stage, server: System, sent: payload.Payload, capacity: Capacity, factor: float
+    stage: Stage, server: System, sent: payload.Payload, capacity: Remembered, factor: float
 ) -> Cell:
-    return stage.open(_offered(factor), server, sent, lambda: factor * capacity.rate_per_s())
+    def rate_per_s() -> float:
+        return max(1.0, factor * capacity.median("rate_per_s"))
+
+    return stage.open(_offered(factor), server, sent, rate_per_s)
 
 
 def _overload_verdicts(rounds: Sequence[Round], factor: float) -> list[Verdict]:

@@ -21,6 +21,8 @@ from benchmarks.rounds import Cell, Sample
 from benchmarks.system import HOST, Launch, System, SystemFailed
 
 ASK_DEADLINE_S = 120.0
+NOT_QUITE_BUSY = 0.6
+"""Of the rate of a closed loop."""
 SERVER_FAULTS = ("num_503", "num_504", "num_other_5xx")
 LOST = ("num_resets", "num_timeouts", "num_unconnected", "num_unreadable", "num_other_4xx")
 
@@ -44,6 +46,55 @@ class Timing:
     warm_up_s: float
     closed_s: float
     open_s: float
+
+
+class Remembered:
+    """A cell that is measured once now and again in each round; others go by what it has found."""
+
+    def __init__(self, cell: Cell) -> None:
+        self._measure: Callable[[], Sample] = cell.measure
+        self._samples: list[Sample] = []
+        self._remember()
+        self.cell = Cell(cell.name, self._remember)
+
+    def median(self, figure: str) -> float:
+        """Of what was found so far."""
+        return statistics.median(sample[figure] for sample in self._samples)
+
+    def _remember(self) -> Sample:
+        self._samples.append(self._measure())
+        return self._samples[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """Requests a second that a server manages when they come at random moments.
+
+    Connections of a closed loop fall into step, and their requests share batches and warm caches.
+    At random moments a request costs more, so the processors that the closed loop kept busy manage
+    fewer.
+
+    Attributes:
+        closed: a closed loop that keeps the server busy.
+        scattered: an open loop of which the server is not quite busy.
+    """
+
+    closed: Remembered
+    scattered: Remembered
+
+    def share(self, load: float) -> Callable[[], float]:
+        """What is asked for that share of it at each visit; at least one a second."""
+        return lambda: max(1.0, load * self.rate_per_s())
+
+    def rate_per_s(self) -> float:
+        """Now."""
+        dearer = self.scattered.median("cpu_us") / self.closed.median("cpu_us")
+        return self.closed.median("rate_per_s") / max(1.0, dearer)
+
+    @property
+    def cells(self) -> list[Cell]:
+        """Both, to be measured in each round."""
+        return [self.closed.cell, self.scattered.cell]
 
 
 class Stage:
@@ -135,6 +186,29 @@ class Stage:
 
         return Cell(name, measure)
 
+    def capacity(
+        self,
+        system: System,
+        payload: Payload,
+        connections: int,
+        when: Callable[[Cell], Cell] = lambda cell: cell,
+    ) -> Capacity:
+        """Measured now, and in each round.
+
+        Args:
+            connections: enough to keep it busy.
+            when: wraps what has to be arranged first around a cell.
+        """
+        named = f"{connections} connection{'s' * (connections > 1)}"
+        closed = Remembered(when(self.closed(named, system, payload, connections)))
+        scattered = self.open(
+            "at random moments",
+            system,
+            payload,
+            lambda: max(1.0, NOT_QUITE_BUSY * closed.median("rate_per_s")),
+        )
+        return Capacity(closed, Remembered(when(scattered)))
+
     def in_process(self, name: str, system: System, batch: int) -> Cell:
         """The bare loop of `benchmarks.in_process`, on batches of so many rows."""
 
@@ -152,25 +226,6 @@ class Stage:
                 return run(self.timing.closed_s)
 
         return Cell(name, measure)
-
-
-class Capacity:
-    """Requests a second that the server manages: the median of what `cell` has found so far."""
-
-    def __init__(self, cell: Cell) -> None:
-        self._measure: Callable[[], Sample] = cell.measure
-        self._rates: list[float] = []
-        self._remember()
-        self.cell = Cell(cell.name, self._remember)
-
-    def rate_per_s(self) -> float:
-        """Now; at least one, so that there is something to offer."""
-        return max(1.0, statistics.median(self._rates))
-
-    def _remember(self) -> Sample:
-        sample = self._measure()
-        self._rates.append(sample["rate_per_s"])
-        return sample
 
 
 @contextlib.contextmanager
