@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Final
 
+import torch
 from fastapi import FastAPI
 from starlette.routing import BaseRoute, Route
 
@@ -40,10 +41,11 @@ from app.engine.batch_policy import LaneOptions
 from app.engine.batcher import Batcher
 from app.engine.compiling import Compiler
 from app.engine.decoding import Decoder
+from app.engine.device_decoding import Decode, nvjpeg
 from app.engine.device_memory import device_memory_bytes
 from app.engine.known_choices import KnownChoices
 from app.engine.live import LiveModels
-from app.engine.loading import load_everywhere
+from app.engine.loading import LoadedVersion, load_everywhere, with_drift
 from app.engine.memory import budget_bytes
 from app.engine.predictor import Predictor
 from app.engine.shadow_figures import ShadowFigures
@@ -59,9 +61,9 @@ from app.jobs.worker import open_courier, open_retention, open_runner, open_stor
 from app.metrics import BATCH_BUCKETS, Histogram, Metrics, ModelFigures
 from app.settings import Settings
 from app.tracing import tracing_of
-from models.device import choose_devices, thread_count
+from models.device import DeviceUnavailable, choose_devices, thread_count
 from models.picture import PictureLimits
-from models.store import ModelStore
+from models.store import ModelStore, Version
 
 PREDICT_PATH: Final = "/v1/models/{model}/predict"
 TAGS: Final = [
@@ -282,6 +284,7 @@ def build_engine(
         ),
         max_pixels_in_flight=settings.max_pixels_in_flight,
         max_waiting=settings.max_queue_items,
+        on_device=_decode_on(settings, devices[0]),
     )
     options = LaneOptions(
         max_batch_items=settings.max_batch_items,
@@ -293,6 +296,10 @@ def build_engine(
     known = KnownChoices(settings.home / "cache" / "choices", settings.precision)
     compiler = Compiler(settings.home / "cache" / "compiled", threads)
 
+    def load(version: Version) -> LoadedVersion:
+        loaded = load_everywhere(version, devices, batcher.lost, settings.precision, known)
+        return with_drift(loaded, decoder)
+
     def compile_it(predictor: Predictor) -> None:
         if settings.compile != "off":
             sizes = predictor.lane.sizes
@@ -300,7 +307,7 @@ def build_engine(
 
     live = LiveModels(
         store,
-        lambda version: load_everywhere(version, devices, batcher.lost, settings.precision, known),
+        load,
         lambda loaded: Predictor(loaded, batcher, decoder, options),
         proven=compile_it,
         on_lost=batcher.lose,
@@ -309,6 +316,15 @@ def build_engine(
         memory_budget_bytes=budget_bytes(settings.memory_budget_mb, devices[0]),
     )
     return Engine(store, batcher, decoder, compiler, live)
+
+
+def _decode_on(settings: Settings, device: torch.device) -> Decode | None:
+    """How the device decodes; None where it is not asked to."""
+    if settings.decode_on == "host":
+        return None
+    if device.type != "cuda":
+        raise DeviceUnavailable(f"{device} decodes nothing by itself: take --decode-on host")
+    return nvjpeg()
 
 
 def build_examiner(settings: Settings, engine: Engine, jobs: JobStore) -> Examiner:

@@ -85,6 +85,11 @@ class Settings(BaseSettings):
     max_pixels_in_flight: int = Field(
         100_000_000, ge=64, description="Pixels being decoded at one moment, over all requests."
     )
+    decode_on: Literal["host", "device"] = Field(
+        "host",
+        description="Where JPEGs are decoded; device takes them to the GPU many at once, and its "
+        "answers drift by what GET /v1/models/{model} tells.",
+    )
     max_inputs: int = Field(1024, ge=1, description="Most inputs (pictures, rows) in one request.")
     max_batch_items: int = Field(32, ge=1, le=4096, description="Largest batch on the device.")
     max_delay_ms: float = Field(

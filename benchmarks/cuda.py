@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from benchmarks import cuda_networks, ours, payload
-from benchmarks.cuda_loops import Curve, curves, decoded_per_s
+from benchmarks.cuda_loops import Curve, curves, decoded_on_device_per_s, decoded_per_s
 from benchmarks.cuda_networks import STUB, publish
 from benchmarks.machine import cores, this_machine
 from benchmarks.record import Record, Table, command_of, tell
@@ -34,6 +34,7 @@ BUDGET_S = 600.0
 JOB_DEADLINE_S = 120.0
 ROOT = Path(__file__).resolve().parent.parent
 LATENCY_MS = 15.0
+DECODED_ROWS = (16, 64)
 LOADS = (0.5, 0.8, 0.85, 0.95)
 Row = tuple[str, str, str, str, str]
 
@@ -208,8 +209,19 @@ def pictures(run: Run) -> None:
     sample = run.closed("G3", sent)
     run.found("G3", f"{model}, a JPEG a request", sample["rate_per_s"], "images/s")
     run.found("G3", f"decoding alone, {threads} threads", limit, "images/s")
+    for rows in DECODED_ROWS:
+        _device_decodes(run, jpeg, rows)
     lower = min(limit, run.rates.get(model, limit))
     run.found("G3", "over the lower limit", sample["rate_per_s"] / lower, "", 0.8)
+
+
+def _device_decodes(run: Run, jpeg: bytes, rows: int) -> None:
+    if run.device.type != "cuda":
+        run.lacks("G3", f"decoding on the device, {rows} at once: {run.device} does not")
+        return
+    seconds = run.sizes.timing.closed_s
+    rate = decoded_on_device_per_s(jpeg, run.sizes.side, run.device, rows, seconds)
+    run.found("G3", f"decoding on the device, {rows} at once", rate, "images/s")
 
 
 def poisson(run: Run) -> None:

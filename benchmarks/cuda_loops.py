@@ -15,10 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from app.engine.decoding import Decoder
+from app.engine.device_decoding import nvjpeg
 from app.engine.execution import interleaved_best
 from app.engine.pipeline import accelerator_of
 from benchmarks.cuda_networks import build, steps
 from models.forms import Form, other_forms, plain_form
+from models.picture import PictureLimits
 from models.preprocessing import Preprocessing
 
 REPETITIONS = 3
@@ -123,6 +126,38 @@ def _compiled(form: Form) -> Callable[[Tensor], Callable[[Tensor], Tensor]]:
         return lambda batch: form.finish(function(form.begin(batch)))
 
     return make
+
+
+def decoded_on_device_per_s(
+    picture: bytes, side: int, device: torch.device, num_rows: int, seconds: float
+) -> float:
+    """Pictures a second that the device decodes, resizes and crops, so many at once.
+
+    Raises:
+        models.device.DeviceUnavailable: it cannot.
+    """
+    preprocessing, limits = Preprocessing(steps=steps(side)), PictureLimits()
+    decoder = Decoder(
+        num_threads=1,
+        limits=limits,
+        max_pixels_in_flight=1,
+        max_waiting=1,
+        on_device=nvjpeg(),
+    )
+    reader = decoder.device_reader(preprocessing)
+    assert reader is not None
+    many = [picture] * num_rows
+    for _ in range(NUM_WARM_UPS):
+        reader.read_on(device, many)
+    torch.cuda.synchronize(device)
+    began = time.monotonic()
+    done = 0
+    while time.monotonic() < began + seconds:
+        reader.read_on(device, many)
+        done += num_rows
+    torch.cuda.synchronize(device)
+    decoder.close()
+    return done / (time.monotonic() - began)
 
 
 def decoded_per_s(picture: bytes, side: int, num_threads: int, seconds: float) -> float:

@@ -126,8 +126,14 @@ def open_picture(data: bytes, limits: PictureLimits) -> Image.Image:
 
 def size_of(data: bytes, limits: PictureLimits) -> tuple[int, int]:
     """Width and height from the header alone; raises as `open_picture` does."""
-    _, header = _checked_header(data, limits)
+    header = header_of(data, limits)
     return header.width, header.height
+
+
+def header_of(data: bytes, limits: PictureLimits) -> PictureHeader:
+    """What the header says, within the limits; raises as `open_picture` does."""
+    _, header = _checked_header(data, limits)
+    return header
 
 
 def _checked_header(data: bytes, limits: PictureLimits) -> tuple[str, PictureHeader]:

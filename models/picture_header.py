@@ -23,6 +23,7 @@ _SHORT, _LONG = 3, 4
 _SCAN, _END, _APP0, _EXIF, _ADOBE, _COMMENT = 0xDA, 0xD9, 0xE0, 0xE1, 0xEE, 0xFE
 _FRAMES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _SEQUENTIAL: Final = frozenset({0xC0, 0xC1, 0xC9})
+_PLAIN: Final = frozenset({(0xC0, 8), (0xC1, 8)})
 _ALONE: Final = frozenset({0x01, 0xD8})
 # A marker that is no fill byte, no escaped byte of the pixels and no restart between them.
 _MARKER: Final = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
@@ -40,6 +41,8 @@ class PictureHeader:
         num_scans: how often the decoder visits every pixel.
         animated: whether there is more than one frame.
         orientation: of EXIF, 1 to 8; 1 is upright.
+        is_plain: a JPEG that any decoder reads: one scan of eight bits, grey or with the usual
+            three colours, with its end.
         spans: the parts that the pixels depend on, as (start, end).
     """
 
@@ -49,6 +52,7 @@ class PictureHeader:
     num_scans: int = 1
     animated: bool = False
     orientation: int = 1
+    is_plain: bool = False
     spans: tuple[tuple[int, int], ...] = ()
 
     def essence(self, data: bytes) -> bytes:
@@ -107,9 +111,10 @@ def _jpeg(data: bytes) -> PictureHeader:
     frames = [segment for segment in head if segment.kind in _FRAMES]
     if len(frames) != 1 or head[-1].kind != _SCAN:
         raise ValueError("it has no frame header before its pixels, or several")
-    height, width, components = struct.unpack_from(">HHB", data, frames[0].body + 1)
+    bits, height, width, components = struct.unpack_from(">BHHB", data, frames[0].body)
     end, num_scans, per_pixel = len(data), 1, 8
-    if frames[0].kind not in _SEQUENTIAL or data[head[-1].body] != components:
+    is_whole = frames[0].kind in _SEQUENTIAL and data[head[-1].body] == components
+    if not is_whole:
         # Several scans: libjpeg keeps the coefficients of the whole picture, two bytes each.
         end, num_scans = _scans(segments, end)
         per_pixel = max(per_pixel, 4 + 2 * components)
@@ -120,6 +125,10 @@ def _jpeg(data: bytes) -> PictureHeader:
         bytes_per_pixel=per_pixel,
         num_scans=num_scans,
         orientation=_jpeg_orientation(data, head),
+        is_plain=is_whole
+        and (frames[0].kind, bits) in _PLAIN
+        and (components == 1 or (components == 3 and not _says_colours(head)))
+        and data.endswith(b"\xff\xd9"),
         spans=_joined([*spans, (head[-1].start, end)]),
     )
 
@@ -159,6 +168,11 @@ def _is_metadata(segment: _Part) -> bool:
     kind = segment.kind
     applications = range(_APP0, 0xF0)
     return kind == _COMMENT or (kind in applications and kind not in (_APP0, _ADOBE))
+
+
+def _says_colours(head: list[_Part]) -> bool:
+    """Whether an application's segment says of the colours what decoders read differently."""
+    return any(segment.kind == _ADOBE for segment in head)
 
 
 def _jpeg_orientation(data: bytes, head: list[_Part]) -> int:

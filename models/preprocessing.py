@@ -128,19 +128,20 @@ class Preprocessing(BaseModel):
         return self
 
     def _check_picture(self) -> None:
-        if self._find(Color) is None:
+        if self.find(Color) is None:
             raise ValueError("a picture needs a color step, L or RGB")
-        resize = self._find(Resize)
-        if self._find(Crop) is None and (resize is None or isinstance(resize.size, int)):
+        resize = self.find(Resize)
+        if self.find(Crop) is None and (resize is None or isinstance(resize.size, int)):
             raise ValueError("a picture needs a crop step or a resize step to [height, width]")
 
     def _check_normalize(self) -> None:
-        normalize = self._find(Normalize)
+        normalize = self.find(Normalize)
         channels = self.raw_shape[0]
         if normalize and {len(normalize.mean), len(normalize.std)} != {channels}:
             raise ValueError(f"normalize needs {channels} means and deviations, one a channel")
 
-    def _find(self, kind: type[S]) -> S | None:
+    def find(self, kind: type[S]) -> S | None:
+        """The step of that kind."""
         return next((step for step in self.steps if isinstance(step, kind)), None)
 
     @property
@@ -154,7 +155,7 @@ class Preprocessing(BaseModel):
         first = self.steps[0]
         if isinstance(first, TensorInput):
             return first.shape
-        color, crop, resize = self._find(Color), self._find(Crop), self._find(Resize)
+        color, crop, resize = self.find(Color), self.find(Crop), self.find(Resize)
         height_width = crop.size if crop else resize.size if resize else (1, 1)
         channels = 3 if color and color.mode == "RGB" else 1
         return (channels, *height_width) if isinstance(height_width, tuple) else (channels, 1, 1)
@@ -163,7 +164,7 @@ class Preprocessing(BaseModel):
     def input_shape(self) -> tuple[int, ...]:
         """Shape without batch of the float32 tensor that the network takes."""
         shape = self.raw_shape
-        return (math.prod(shape),) if self._find(Flatten) else shape
+        return (math.prod(shape),) if self.find(Flatten) else shape
 
     def picture(self, source: bytes | Image.Image, limits: PictureLimits | None = None) -> Tensor:
         """One picture through the Pillow steps.
@@ -203,7 +204,7 @@ class Preprocessing(BaseModel):
 
     def finisher(self, device: torch.device) -> Callable[[Tensor], Tensor]:
         """`finish` for batches on `device`, with its numbers brought there once and for all."""
-        normalize = self._find(Normalize)
+        normalize = self.find(Normalize)
         numbers = _per_channel(normalize, len(self.raw_shape) + 1, device) if normalize else None
         return lambda batch: self._finished(batch, numbers)
 
@@ -261,20 +262,30 @@ def _apply(step: Any, image: Image.Image, limits: PictureLimits) -> Image.Image:
             return image
 
 
-def _resized(image: Image.Image, step: Resize, limits: PictureLimits) -> Image.Image:
+def resized_size(size: tuple[int, int], step: Resize, limits: PictureLimits) -> tuple[int, int]:
+    """Width and height of a picture of `size` after `step`.
+
+    Raises:
+        PictureTooLarge: they are over the limit.
+    """
     if isinstance(step.size, int):
-        width, height = _by_shorter_side(image.size, step.size)
+        width, height = _by_shorter_side(size, step.size)
     else:
         height, width = step.size
     # A very long and thin picture grows enormously when its short side is brought to size.
     if width * height > limits.max_pixels:
         raise PictureTooLarge(
-            f"a picture of {image.width}x{image.height} pixels would become {width}x{height} "
+            f"a picture of {size[0]}x{size[1]} pixels would become {width}x{height} "
             f"when resized; the limit is {limits.max_pixels} pixels"
         )
-    if (width, height) == image.size:
+    return width, height
+
+
+def _resized(image: Image.Image, step: Resize, limits: PictureLimits) -> Image.Image:
+    size = resized_size(image.size, step, limits)
+    if size == image.size:
         return image
-    return image.resize((width, height), Image.Resampling[step.interpolation.upper()])
+    return image.resize(size, Image.Resampling[step.interpolation.upper()])
 
 
 def _by_shorter_side(size: tuple[int, int], shorter: int) -> tuple[int, int]:
@@ -290,10 +301,10 @@ def _cropped(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     height, width = size
     if image.size == (width, height):
         return image
-    left, top = _centred(image.width, width), _centred(image.height, height)
+    left, top = centred(image.width, width), centred(image.height, height)
     return image.crop((left, top, left + width, top + height))
 
 
-def _centred(side: int, wanted: int) -> int:
-    """Where the crop begins; torchvision rounds otherwise where it has to add pixels."""
+def centred(side: int, wanted: int) -> int:
+    """Where a crop begins; torchvision rounds otherwise where it has to add pixels."""
     return round((side - wanted) / 2.0) if side >= wanted else -((wanted - side) // 2)

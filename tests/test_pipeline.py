@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from app.engine.streams import HostStreams, Stream
 from app.errors import DeviceLost, ForwardFailed
 
 CPU = torch.device("cpu")
+T = TypeVar("T")
 
 
 class LateStreams:
@@ -42,6 +44,10 @@ class LateStreams:
 
     def run(self, stream: Stream, work: Callable[[], None]) -> None:
         self.given[stream].append(work)
+
+    def made(self, stream: Stream, work: Callable[[], T]) -> T:
+        self.settle(self.mark(stream))
+        return work()
 
     def mark(self, stream: Stream) -> int:
         self.num_marks += 1

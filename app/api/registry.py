@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 
 from app.api.permission import requires
 from app.api.schema import error_answers, shown
+from app.engine.device_decoding import DecodingDrift
 from app.engine.execution import Execution
 from app.engine.live import LiveModels
 from app.engine.predictor import Predictor
@@ -106,6 +107,16 @@ class ExecutionDescription(BaseModel):
     trials: list[TrialDescription]
 
 
+class DriftDescription(BaseModel):
+    """What decoding on the device changes, seen on golden inputs as JPEGs."""
+
+    num_pictures: int
+    mean_levels: float = Field(description="Mean difference of a pixel, of 255.")
+    most_levels: int = Field(description="Largest difference of a pixel, of 255.")
+    change: float = Field(description="Largest change of a logit, relative to the largest.")
+    num_same: int = Field(description="Pictures whose best label is the same.")
+
+
 class VersionDescription(BaseModel):
     """What one version says of itself."""
 
@@ -121,6 +132,9 @@ class VersionDescription(BaseModel):
     live: bool = Field(description="Whether it is in device memory now.")
     execution: ExecutionDescription | None = Field(
         None, description="How it computes, where it is live."
+    )
+    decoding_drift: DriftDescription | None = Field(
+        None, description="Where it is live and JPEGs are decoded on the device: how answers drift."
     )
 
 
@@ -213,7 +227,12 @@ def _version(number: int, manifest: Manifest, live: Predictor | None) -> Version
         lineage=manifest.lineage,
         live=live is not None,
         execution=_execution(live.loaded.execution) if live is not None else None,
+        decoding_drift=_drift(live.loaded.drift) if live is not None else None,
     )
+
+
+def _drift(drift: DecodingDrift | None) -> DriftDescription | None:
+    return None if drift is None else DriftDescription(**asdict(drift))
 
 
 def _execution(execution: Execution) -> ExecutionDescription:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from app.engine.item_queue import Item, Outputs, Part
 from app.engine.pictures import Pictures, decoded
-from app.engine.pipeline import Flight, Pipeline
+from app.engine.pipeline import Accelerator, Flight, Pipeline
 from app.engine.scratch import Scratch
 
 # A forward over [size, ...] rows in host memory; every output has `size` rows.
@@ -75,7 +75,7 @@ class Batch:
         """Let a device begin with it; `land` waits until it is done."""
         try:
             with torch.inference_mode():
-                self.flight = pipeline.start(self._filled(self._decoded()), self.size)
+                self.flight = self._begun(pipeline)
         except Exception as error:
             self.error = error
 
@@ -108,13 +108,18 @@ class Batch:
         halves = ((first, middle), (second, rest))
         return [Batch(parts, num_rows, self.padded) for parts, num_rows in halves if parts]
 
-    def _decoded(self) -> list[Tensor]:
+    def _begun(self, pipeline: Pipeline) -> Flight | None:
+        """What flies; None where no picture of it could be used."""
+        rows = self._decoded(pipeline.accelerator)
+        return pipeline.start(self._filled(rows), self.size) if rows else None
+
+    def _decoded(self, accelerator: Accelerator | None = None) -> list[Tensor]:
         """The rows of every part; parts that turn out to have none leave the batch."""
         waiting = [part.rows for part in self.parts if isinstance(part.rows, Pictures)]
         if not waiting:
             return [part.rows for part in self.parts if isinstance(part.rows, Tensor)]
         began = time.monotonic()
-        results = iter(decoded(waiting))
+        results = iter(_decoded_by(accelerator, waiting))
         rows, parts = [], []
         for part in self.parts:
             row = part.rows if isinstance(part.rows, Tensor) else next(results)
@@ -165,6 +170,14 @@ class Batch:
         if self.size == self.num_rows:
             return torch.split(output, lengths)
         return torch.split(output, [*lengths, self.size - self.num_rows])[:-1]
+
+
+def _decoded_by(
+    accelerator: Accelerator | None, waiting: Sequence[Pictures]
+) -> "list[Tensor | Exception]":
+    if accelerator is None:
+        return decoded(waiting)
+    return accelerator.streams.made("compute", lambda: decoded(waiting, accelerator))
 
 
 def joined(pieces: Sequence[tuple[int, Outputs]]) -> Outputs:

@@ -14,9 +14,11 @@ from PIL import Image
 from torch import Tensor
 
 from app.engine.crew import Crew
+from app.engine.device_decoding import Decode, DeviceReader
 from app.engine.device_thread import compute_with
-from app.engine.pictures import Pictures
+from app.engine.pictures import CrewReader, Pictures, Reader
 from app.errors import Overloaded, QueueFull, QueueTooSlow
+from models.device_picture import is_possible
 from models.picture import FORMATS, PictureError, PictureLimits, open_picture, size_of
 from models.preprocessing import Preprocessing
 
@@ -27,6 +29,8 @@ INLINE_PIXELS = 4096
 # forward shall wait for them, and looking at the headers of more would hold the event loop.
 IN_TURN_PICTURES = 32
 IN_TURN_PIXELS = 1 << 21
+# For a device that decodes, which is quick enough.
+ON_DEVICE_PIXELS = 1 << 24
 
 Read: TypeAlias = Callable[[bytes, Preprocessing], Tensor]
 
@@ -77,6 +81,7 @@ class Decoder:
         limits: of one picture.
         max_pixels_in_flight: over all threads.
         max_waiting: pictures that may wait for a thread.
+        on_device: how devices decode; None where they do not.
     """
 
     def __init__(
@@ -86,8 +91,10 @@ class Decoder:
         limits: PictureLimits,
         max_pixels_in_flight: int,
         max_waiting: int,
+        on_device: Decode | None = None,
     ) -> None:
         self.limits = limits
+        self._on_device = on_device
         self.max_waiting = max_waiting
         self.waiting = 0
         self._budget = PixelBudget(max_pixels_in_flight)
@@ -98,28 +105,40 @@ class Decoder:
         # Whoever computes decodes too, and has helpers of its own: it must not wait behind others.
         self._crew = Crew(num_threads)
 
-    def in_turn(self, pictures: Sequence[bytes], preprocessing: Preprocessing) -> Pictures | None:
+    def in_turn(
+        self, pictures: Sequence[bytes], preprocessing: Preprocessing, *, on_device: bool = False
+    ) -> Pictures | None:
         """The pictures as rows that are decoded by who computes; None where that is no good.
+
+        Args:
+            on_device: whether who computes is a device that may decode.
 
         Raises:
             models.picture.PictureError: of the first picture whose header says enough.
         """
-        if len(pictures) > IN_TURN_PICTURES:
+        reader = self.device_reader(preprocessing) if on_device else self._reader(preprocessing)
+        if len(pictures) > IN_TURN_PICTURES or reader is None:
             return None
+        most_pixels = ON_DEVICE_PIXELS if on_device else IN_TURN_PIXELS
         num_large = 0
         for index, data in enumerate(pictures):
             with _naming(index, len(pictures)):
                 width, height = size_of(data, self.limits)
-            if width * height > IN_TURN_PIXELS:
+            if width * height > most_pixels:
                 return None
             num_large += len(data) > INLINE_BYTES or width * height > INLINE_PIXELS
-        if not num_large:
+        return Pictures(pictures, reader) if num_large else None
+
+    def device_reader(self, preprocessing: Preprocessing) -> DeviceReader | None:
+        """What lets a device decode; None where it does not, or cannot do these steps."""
+        if self._on_device is None or not is_possible(preprocessing):
             return None
 
-        def read(data: bytes) -> Tensor:
-            return self._finished(data, preprocessing)
+        def pixels(data: bytes) -> Tensor:
+            return self._pixels(data, preprocessing)
 
-        return Pictures(pictures, read, preprocessing.input_shape, self._crew)
+        host = CrewReader(pixels, preprocessing.raw_shape, self._crew, torch.uint8)
+        return DeviceReader(self._on_device, host, preprocessing, self.limits)
 
     async def decode(
         self,
@@ -172,6 +191,12 @@ class Decoder:
         """Finish what is being decoded and end the threads."""
         self._threads.shutdown(wait=True, cancel_futures=True)
         self._crew.close()
+
+    def _reader(self, preprocessing: Preprocessing) -> Reader:
+        def rows(data: bytes) -> Tensor:
+            return self._finished(data, preprocessing)
+
+        return CrewReader(rows, preprocessing.input_shape, self._crew)
 
     def _start(
         self, data: bytes, preprocessing: Preprocessing, deadline: float, read: Read

@@ -13,6 +13,8 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
+from app.engine.decoding import Decoder
+from app.engine.device_decoding import DecodingDrift, measure_drift
 from app.engine.device_error import is_device_error, is_device_lost, is_out_of_memory
 from app.engine.execution import (
     TOLERANCE,
@@ -46,6 +48,7 @@ class LoadedVersion:
         execution: how it computes; may hold another form of the network.
         reference: golden inputs and answers.
         elsewhere: the same on the other devices, in their order; None on one that is lost.
+        drift: what decoding on the device changes; None where it is not done, or not known.
     """
 
     version: Version
@@ -55,6 +58,7 @@ class LoadedVersion:
     execution: Execution
     reference: Reference
     elsewhere: tuple["LoadedVersion | None", ...] = ()
+    drift: DecodingDrift | None = None
 
 
 class LostWhileLoading(DeviceLost):
@@ -85,6 +89,29 @@ def load_everywhere(
     if first is None:
         raise DeviceLost("the device failed and answers no more")
     return replace(first, elsewhere=tuple(found[1:]))
+
+
+def with_drift(loaded: LoadedVersion, decoder: Decoder) -> LoadedVersion:
+    """The same, with what decoding on its device changes, where `decoder` does that.
+
+    Raises:
+        DeviceLost: the device failed, and can be used no more.
+    """
+    preprocessing, pixels = loaded.manifest.preprocessing, loaded.reference.sent_bytes
+    reader = decoder.device_reader(preprocessing)
+    if reader is None or loaded.device.type == "cpu":
+        return loaded
+    if pixels is None:
+        log.info("%s has no golden pictures: how far decoding drifts is unknown", loaded.version)
+        return loaded
+    try:
+        drift = measure_drift(reader, loaded.execution, pixels, preprocessing, loaded.device)
+    except RuntimeError as error:
+        if is_device_lost(error, loaded.device):
+            raise LostWhileLoading(loaded.version, loaded.device) from error
+        raise LoadFailed(f"{loaded.device} cannot decode for {loaded.version}: {error}") from error
+    log.info("%s, decoded on %s: %s", loaded.version, loaded.device, drift)
+    return replace(loaded, drift=drift)
 
 
 def load_version(

@@ -2,18 +2,68 @@
 
 On a processor both need the same cores: decoding beside a forward tears the forward's threads
 apart, lets a batch begin with the one picture that is ready, and is in vain for who is refused.
+On a device that decodes, it is worth its while for many pictures at once.
 """
 
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
 from app.engine.crew import Crew
+from app.engine.pipeline import Accelerator
 from models.picture import PictureError
 
-Read: TypeAlias = Callable[[bytes], Tensor]
+
+class Reader(Protocol):
+    """Makes rows of encoded pictures, on a device's thread."""
+
+    row_shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def read(
+        self, pictures: Sequence[bytes], accelerator: Accelerator | None
+    ) -> "list[Tensor | Exception]":
+        """A row `[1, *row_shape]` of each, or why there is none.
+
+        Args:
+            accelerator: whose thread this is; None for a processor.
+        """
+
+
+class CrewReader:
+    """Threads of the processor that decode.
+
+    Args:
+        decode: makes `[1, *row_shape]` of one; raises PictureError.
+    """
+
+    def __init__(
+        self,
+        decode: Callable[[bytes], Tensor],
+        row_shape: tuple[int, ...],
+        crew: Crew,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.row_shape = row_shape
+        self.dtype = dtype
+        self._decode = decode
+        self._crew = crew
+
+    def read(
+        self, pictures: Sequence[bytes], accelerator: Accelerator | None
+    ) -> "list[Tensor | Exception]":
+        """In host memory, whoever asks."""
+        del accelerator
+        return self._crew.map(self._one, pictures)
+
+    def _one(self, data: bytes) -> "Tensor | Exception":
+        try:
+            return self._decode(data)
+        except Exception as error:
+            # The edge of a request: whatever a decoder raises is this one's alone.
+            return error
 
 
 class Pictures:
@@ -21,34 +71,24 @@ class Pictures:
 
     Args:
         encoded: at least one.
-        read: makes float32 `[1, *row_shape]` of one; raises PictureError.
-        row_shape: of one row.
-        crew: who decodes.
         first, num_all: the place of the first among all of its request, and how many those are.
     """
 
     is_cpu = True
-    dtype = torch.float32
 
     def __init__(
-        self,
-        encoded: Sequence[bytes],
-        read: Read,
-        row_shape: tuple[int, ...],
-        crew: Crew,
-        first: int = 0,
-        num_all: int | None = None,
+        self, encoded: Sequence[bytes], reader: Reader, first: int = 0, num_all: int | None = None
     ) -> None:
         self.encoded = encoded
-        self.crew = crew
-        self.shape = torch.Size((len(encoded), *row_shape))
-        self._read = read
+        self.reader = reader
+        self.dtype = reader.dtype
+        self.shape = torch.Size((len(encoded), *reader.row_shape))
         self._first = first
         self._num_all = len(encoded) if num_all is None else num_all
 
     @property
     def device(self) -> torch.device:
-        """Where its rows will be."""
+        """Where they are."""
         return torch.device("cpu")
 
     def __len__(self) -> int:
@@ -56,38 +96,38 @@ class Pictures:
 
     def __getitem__(self, rows: slice) -> "Pictures":
         first = self._first + rows.indices(len(self))[0]
-        row_shape = tuple(self.shape[1:])
-        return Pictures(self.encoded[rows], self._read, row_shape, self.crew, first, self._num_all)
+        return Pictures(self.encoded[rows], self.reader, first, self._num_all)
 
-    def read(self, place: int) -> "Tensor | Exception":
-        """The row at `place`, or why there is none."""
-        try:
-            return self._read(self.encoded[place])
-        except PictureError as error:
-            if self._num_all == 1:
-                return error
-            number = self._first + place + 1
-            return type(error)(f"picture {number} of {self._num_all}: {error}")
-        except Exception as error:
-            # The edge of a request: whatever a decoder raises is this one's alone.
+    def together(self, rows: "Sequence[Tensor | Exception]") -> "Tensor | Exception":
+        """The rows that were read of them as one tensor, or why a picture cannot be used."""
+        tensors = []
+        for place, row in enumerate(rows):
+            if isinstance(row, Exception):
+                return self._named(row, place)
+            tensors.append(row)
+        return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+
+    def _named(self, error: Exception, place: int) -> Exception:
+        """Which picture it was, where there are several."""
+        if self._num_all == 1 or not isinstance(error, PictureError):
             return error
+        number = self._first + place + 1
+        return type(error)(f"picture {number} of {self._num_all}: {error}")
 
 
-# What a request brings to a lane; a tensor is float32 `[n, *row_shape]`.
+# What a request brings to a lane; a tensor is float32 `[n, *row_shape]`, or uint8 for pixels.
 Rows: TypeAlias = Tensor | Pictures
 
 
-def decoded(many: Sequence[Pictures]) -> "list[Tensor | Exception]":
-    """The rows of each of them, or why one of its pictures cannot be used; by a crew of theirs."""
-    pieces = [(pictures, place) for pictures in many for place in range(len(pictures))]
-    rows = iter(many[0].crew.map(lambda piece: piece[0].read(piece[1]), pieces))
-    return [_together([next(rows) for _ in range(len(pictures))]) for pictures in many]
+def decoded(
+    many: Sequence[Pictures], accelerator: Accelerator | None = None
+) -> "list[Tensor | Exception]":
+    """The rows of each of them, or why one of its pictures cannot be used; read all together.
 
-
-def _together(rows: "Sequence[Tensor | Exception]") -> "Tensor | Exception":
-    tensors = []
-    for row in rows:
-        if isinstance(row, Exception):
-            return row
-        tensors.append(row)
-    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+    Args:
+        many: of one lane, so that any of their readers is theirs.
+        accelerator: whose thread this is; None for a processor.
+    """
+    encoded = [one for pictures in many for one in pictures.encoded]
+    rows = iter(many[0].reader.read(encoded, accelerator))
+    return [pictures.together([next(rows) for _ in pictures.encoded]) for pictures in many]

@@ -84,15 +84,19 @@ class Pipeline:
         """Let the device begin; this thread does not wait for it.
 
         Args:
-            rows: in host memory, together `num_rows`; they may be reused at once.
+            rows: together `num_rows`; those in host memory may be reused at once, others were made
+                by the compute stream.
         """
         began = time.monotonic()
         streams, slot = self.accelerator.streams, self.accelerator.ring.take()
         try:
             here, there = slot.inputs(num_rows, rows[0])
-            torch.cat(list(rows), out=here)
-            streams.run("upload", lambda: _copy(there, here))
-            streams.wait("compute", streams.mark("upload"))
+            if all(row.device == here.device for row in rows):
+                torch.cat(list(rows), out=here)
+                streams.run("upload", lambda: _copy(there, here))
+                streams.wait("compute", streams.mark("upload"))
+            else:
+                streams.run("compute", lambda: _gather(there, rows))
             streams.run("compute", lambda: self._compute(slot, there))
             streams.wait("download", streams.mark("compute"))
             streams.run("download", slot.bring_back)
@@ -178,6 +182,10 @@ class Pipeline:
 
 def _copy(target: Tensor, source: Tensor) -> None:
     target.copy_(source, non_blocking=True)
+
+
+def _gather(target: Tensor, rows: Sequence[Tensor]) -> None:
+    torch.cat([row.to(target.device, non_blocking=True) for row in rows], out=target)
 
 
 def _replayed(recording: Recording, rows: Tensor) -> dict[str, Tensor]:

@@ -134,8 +134,10 @@ class Predictor:
         Raises:
             As `decode`.
         """
-        if self.accepts_pictures and self._computes_on_processor and not self.lane.is_inline:
-            waiting = self._decoder.in_turn(pictures, self.manifest.preprocessing)
+        if self.accepts_pictures and not self.lane.is_inline:
+            waiting = self._decoder.in_turn(
+                pictures, self.manifest.preprocessing, on_device=self.pixels is not None
+            )
             if waiting is not None:
                 return waiting
         return await self.decode(pictures, deadline)

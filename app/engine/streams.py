@@ -5,11 +5,12 @@ the tests have streams that run as late and as out of order as marks allow.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
 import torch
 
 Stream: TypeAlias = Literal["upload", "compute", "download"]
+T = TypeVar("T")
 # A moment of a stream; what it is made of is the business of whoever gave it.
 Mark: TypeAlias = Any
 
@@ -19,6 +20,9 @@ class Streams(Protocol):
 
     def run(self, stream: Stream, work: Callable[[], None]) -> None:
         """Let `stream` do the work, behind what it was given before."""
+
+    def made(self, stream: Stream, work: Callable[[], T]) -> T:
+        """The same with tensors that the work returns; only `stream` may read them."""
 
     def mark(self, stream: Stream) -> Mark:
         """The moment at which everything that `stream` was given so far is done."""
@@ -44,6 +48,11 @@ class HostStreams:
         """At once, whichever stream it is."""
         del stream
         work()
+
+    def made(self, stream: Stream, work: Callable[[], T]) -> T:
+        """At once, whichever stream it is."""
+        del stream
+        return work()
 
     def mark(self, stream: Stream) -> None:
         """Has passed already."""
@@ -82,6 +91,11 @@ class CudaStreams:
         """Enqueue it; kernels run later, an exception of Python comes at once."""
         with torch.cuda.stream(self._streams[stream]):
             work()
+
+    def made(self, stream: Stream, work: Callable[[], T]) -> T:
+        """Enqueue it; the tensors are there at once, their numbers later."""
+        with torch.cuda.stream(self._streams[stream]):
+            return work()
 
     def mark(self, stream: Stream) -> torch.cuda.Event:
         """An event; whoever waits for it sleeps, because a core that spins is taken from HTTP."""
