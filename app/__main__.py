@@ -175,8 +175,8 @@ def main() -> None:
 def _spin_briefly() -> None:
     """Let threads of torch that wait for each other give their core up soon.
 
-    Others need it: decoding, the event loop, whatever else runs there. Read when torch is loaded,
-    and passed on to the processes of jobs.
+    Others need it: decoding, the event loop, whatever else runs there. Read when torch is loaded;
+    the processes of jobs get fewer.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")

@@ -71,7 +71,9 @@ class System:
                 stderr=subprocess.STDOUT,
                 cwd=launch.folder,
                 env={**launch.environ, VARIABLE: self.tree.token},
-                start_new_session=True,
+                # Not a session of its own: Linux may share processors out among sessions, and then
+                # who generates the load waits for a job in the idle class beside the server.
+                process_group=0,
             )
         try:
             self._wait_ready(launch)

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from app.jobs.job import Job, Kind, NewJob, State
+from app.jobs.local_executor import MOST_SPINS, SPINS
 from app.jobs.memory_limit import MEBIBYTE, MemoryLimit
 from app.jobs.runner import Runner
 from benchmarks.kill import Home, begun, settled, undisturbed
@@ -75,6 +76,7 @@ async def test_a_child_steps_back_and_goes_with_its_server(home: Home) -> None:
         assert os.getsid(child.pid) == os.getsid(0), "another session has a share of its own"
         assert os.getpgid(child.pid) == child.pid, "or Ctrl-C would end it too"
         assert int(Path(f"/proc/{child.pid}/oom_score_adj").read_text()) == 700
+        assert child.environ()[SPINS] == str(MOST_SPINS), "its threads wait asleep for each other"
         runner._attempts[_.id]._nudged.set()
         home.store.cancel(_.id)
         await until(lambda: not child.is_running())

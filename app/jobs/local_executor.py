@@ -3,9 +3,10 @@
 import asyncio
 import contextlib
 import json
+import os
 import sys
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +19,10 @@ MAX_LINE_BYTES: Final = 1024 * 1024
 NUM_LAST_WORDS: Final = 20
 ENDING_S: Final = 10.0
 """How long a killed process may take to be gone."""
+SPINS: Final = "GOMP_SPINCOUNT"
+MOST_SPINS: Final = 2000
+"""Before a thread of OpenMP that waits for others sleeps. With more, a job that has to give way
+keeps both processors busy with waiting; with fewer it loses speed where it is alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,7 @@ class LocalExecutor:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             limit=MAX_LINE_BYTES,
+            env=environ_of_child(os.environ),
         )
         child = Child(process)
         order = {
@@ -58,6 +64,14 @@ class LocalExecutor:
         }
         child.tell(json.dumps(order))
         return child
+
+
+def environ_of_child(environ: Mapping[str, str]) -> dict[str, str]:
+    """The same, with `MOST_SPINS` at most; who set a way to wait, and no spins, keeps it."""
+    spins = environ.get(SPINS, "")
+    if (not spins and "OMP_WAIT_POLICY" in environ) or (spins and not spins.isdigit()):
+        return dict(environ)
+    return {**environ, SPINS: str(min(int(spins or MOST_SPINS), MOST_SPINS))}
 
 
 class Child:
