@@ -4,6 +4,7 @@ Starlette's own form parser writes files over one mebibyte to disk through a thr
 costs more than decoding the picture; file names are ignored either way.
 """
 
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -20,6 +21,12 @@ MAX_PARTS: Final = 1024
 MAX_FIELD_BYTES: Final = 64 * 1024
 MAX_BOUNDARY_BYTES: Final = 70
 MAX_PART_HEADER_BYTES: Final = 4096
+USUAL_TYPE: Final = re.compile(r"multipart/form-data; boundary=([0-9A-Za-z_-]{1,70})")
+# A name, maybe a file name and a content type, in letters that need no second look.
+USUAL_HEAD: Final = re.compile(
+    rb'\r\nContent-Disposition: form-data; name="([0-9A-Za-z_.-]{1,256})"'
+    rb'(?:; filename="[ !#-\[\]-~]{0,1024}")?(?:\r\nContent-Type: [!-~]{1,256})?\r\n\r\n'
+)
 
 
 @dataclass(slots=True)
@@ -28,6 +35,15 @@ class Form:
 
     files: list[bytes] = field(default_factory=list)
     fields: dict[str, str] = field(default_factory=dict)
+
+    def add(self, name: str, content: bytes, file_field: str) -> None:
+        """One part; raises BadRequest for a plain field that is too large."""
+        if name == file_field:
+            self.files.append(content)
+            return
+        if len(content) > MAX_FIELD_BYTES:
+            raise BadRequest(f"the field {name!r} has more than {MAX_FIELD_BYTES} bytes")
+        self.fields[name] = content.decode("utf-8", "replace")
 
 
 def parse_form(content_type: str, body: bytes, *, file_field: str, max_parts: int) -> Form:
@@ -42,10 +58,43 @@ def parse_form(content_type: str, body: bytes, *, file_field: str, max_parts: in
     Raises:
         BadRequest: no boundary, malformed, too many parts, or a field too large.
     """
+    form = _usual_form(content_type, body, file_field, min(max_parts, MAX_PARTS))
+    if form is not None:
+        return form
     reader = FormReader(content_type, file_field, min(max_parts, MAX_PARTS))
     reader.feed(body)
     reader.check_end()
     return reader.form
+
+
+def _usual_form(content_type: str, body: bytes, file_field: str, max_parts: int) -> Form | None:
+    """A whole body as clients write it; None for any other, which the parser reads or refuses.
+
+    To look for the delimiter takes a tenth of the time of a parser that takes any piece.
+
+    Raises:
+        BadRequest: a plain field that is too large.
+    """
+    named = USUAL_TYPE.fullmatch(content_type)
+    if named is None:
+        return None
+    delimiter = b"\r\n--" + named[1].encode()
+    if not body.startswith(delimiter[2:]):
+        return None
+    parts: list[tuple[bytes, int, int]] = []
+    start = len(delimiter) - 2
+    while (end := body.find(delimiter, start)) >= 0:
+        head = USUAL_HEAD.match(body, start, end)
+        if head is None or len(parts) == max_parts:
+            return None
+        parts.append((head[1], head.end(), end))
+        start = end + len(delimiter)
+    if body[start : start + 5] not in (b"--\r\n", b"--"):
+        return None
+    form = Form()
+    for name, begin, end in parts:
+        form.add(name.decode(), body[begin:end], file_field)
+    return form
 
 
 class FormReader:
@@ -111,14 +160,7 @@ class FormReader:
         self._pieces.append(data[start:end])
 
     def _part_end(self) -> None:
-        content = b"".join(self._pieces)
-        name = self._field_name()
-        if name == self._file_field:
-            self.form.files.append(content)
-            return
-        if len(content) > MAX_FIELD_BYTES:
-            raise BadRequest(f"the field {name!r} has more than {MAX_FIELD_BYTES} bytes")
-        self.form.fields[name] = content.decode("utf-8", "replace")
+        self.form.add(self._field_name(), b"".join(self._pieces), self._file_field)
 
     def _field_name(self) -> str:
         disposition = self._headers.get(b"content-disposition", b"")

@@ -41,7 +41,7 @@ class Call(Generic[T]):
         self.expected_s = 0.0
         self.lost: BaseException | None = None
         self._key: Key = (priority, order, next(dispatch.numbers))
-        self._deadline = math.inf if deadline is None else deadline
+        self.deadline = math.inf if deadline is None else deadline
         self._function = function
         self._device = dispatch.devices[place]
         self._taken = self._late = False
@@ -64,7 +64,7 @@ class Call(Generic[T]):
     def take(self, now: float) -> "Call[T] | None":
         """Itself, once; nothing when its caller has gone."""
         self._taken = True
-        self._late = self._deadline < now
+        self._late = self.deadline < now
         return None if self.future.done() else self
 
     def waiting_before_s(self, key: Key) -> float:
@@ -119,10 +119,11 @@ class Call(Generic[T]):
         else:
             self.future.set_result(self._result[0])
 
-    def expire(self, now: float) -> None:
+    def expire(self, now: float) -> float:
         """Answer the caller whose deadline has passed."""
-        if self._deadline < now:
+        if self.deadline < now:
             self.fail(DeadlineExceeded("the time was up before the device was done"))
+        return math.inf if self.future.done() else self.deadline
 
     def fail(self, error: Exception) -> None:
         """Answer the caller with `error`, if it still waits."""
@@ -157,8 +158,10 @@ class Calls:
         call = Call(function, self._dispatch, deadline=deadline, priority=priority, place=place)
         self._waiting.add(call)
         try:
+            now = time.monotonic()
             with self._dispatch.lock:
-                self._dispatch.offer(call, time.monotonic())
+                self._dispatch.offer(call, now)
+            self._dispatch.sweep_by(call.deadline, now)
             return await call.future
         finally:
             self._waiting.discard(call)

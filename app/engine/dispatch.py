@@ -22,7 +22,10 @@ from app.engine.scratch import Scratch
 from app.errors import DeviceLost
 
 INLINE_BUDGET_S = 0.001
-SWEEP_EVERY_S = 0.02
+# Between two sweeps: who is late is told this soon, and a pause or a stuck forward is noticed.
+SHORTEST_SWEEP_S, LONGEST_SWEEP_S = 0.02, 0.25
+# A timer may ring so much too soon.
+TIMER_S = 0.002
 # A sweep that comes so much too late was not delayed by work: the process stood still.
 PAUSE_S = 0.5
 
@@ -35,8 +38,9 @@ class Dispatch:
     Several devices share one schedule: whichever is free takes what is next. What must run on a
     certain one waits in a schedule of that device's own.
 
-    The sweep answers, every 20 ms while something waits or runs, those whose deadline has passed;
-    it sleeps a hundred times as long as it took, so that it never costs more than a hundredth.
+    While something waits or runs, the sweep answers those whose deadline has passed, soon after the
+    earliest has; an event loop that wakes takes a core from a forward, and a forward waits for all
+    of its threads. It sleeps a hundred times as long as it took.
 
     Args:
         devices: a thread each; the event loop stands in for a single processor only.
@@ -98,7 +102,18 @@ class Dispatch:
             self._run_inline_soon()
         else:
             self._wake(source.home)
-            self._sweep_soon(SWEEP_EVERY_S)
+
+    def sweep_by(self, deadline: float, now: float) -> None:
+        """Sweep soon after `deadline`, if it does not before; on the event loop."""
+        due = max(now + SHORTEST_SWEEP_S, min(deadline + TIMER_S, now + LONGEST_SWEEP_S))
+        if self._sweep_timer is not None:
+            if self._sweep_due <= due:
+                return
+            self._sweep_timer.cancel()
+            self._sweep_timer = None
+        if not self._stopping:
+            self._sweep_due = due
+            self._sweep_timer = self.loop.call_later(due - now, self._sweep)
 
     def move(self, source: Source, home: Schedule, now: float) -> None:
         """From now on `source` has its turns in `home`; by its runner, under the lock."""
@@ -106,7 +121,7 @@ class Dispatch:
         home.offer(source, now)
         if home is self.threaded:
             self._wake(home)
-            self._sweep_soon(SWEEP_EVERY_S)
+            self.sweep_by(now, now)
 
     def stood_still(self, now: float) -> bool:
         """Whether the process has just stood still, so that nobody can be blamed for a delay."""
@@ -189,11 +204,6 @@ class Dispatch:
         if died_of is not None or not self._stopping:
             self.lose(place, died_of or DeviceLost("the device thread ended"))
 
-    def _sweep_soon(self, after_s: float) -> None:
-        if self._sweep_timer is None and not self._stopping:
-            self._sweep_due = time.monotonic() + after_s
-            self._sweep_timer = self.loop.call_later(after_s, self._sweep)
-
     def _sweep(self) -> None:
         now = time.monotonic()
         late_s = now - self._sweep_due
@@ -206,13 +216,12 @@ class Dispatch:
                     thread.running_since += late_s
             sources = [one for home in {self.threaded, *self.own} for one in home.sources()]
             flying = [(list(one.running), one.running_since) for one in self._threads]
-        for source in sources:
-            source.expire(now)
+        earliest = min((source.expire(now) for source in sources), default=math.inf)
         for place, (running, since) in enumerate(flying):
-            for work in running:
-                work.expire(now)
+            earliest = min(earliest, *(work.expire(now) for work in running), math.inf)
             if running and place not in self.lost and now - since > self._stuck_after_s:
                 self.lose(place, DeviceLost(f"a forward has not returned for {now - since:.0f} s"))
         alive = len(self.lost) < len(self.devices)
         if alive and (sources or any(running for running, _ in flying)):
-            self._sweep_soon(max(SWEEP_EVERY_S, 100 * (time.monotonic() - now)))
+            took_s = time.monotonic() - now
+            self.sweep_by(max(earliest, now + 100 * took_s), now + took_s)

@@ -161,6 +161,10 @@ class ItemQueue:
             self.discard(item)
         return late
 
+    def earliest_deadline(self) -> float:
+        """Of all that wait; infinite where nobody has one. Looks at all of them."""
+        return min((item.deadline for item in self), default=math.inf)
+
     def rows_before(self, key: Key) -> int:
         """About how many waiting rows have their turn before `key`: items, at their mean size."""
         num_items = len(self._entries)

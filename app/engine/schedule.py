@@ -41,8 +41,10 @@ class Work(Protocol):
     def deliver(self) -> None:
         """Answer whoever asked."""
 
-    def expire(self, now: float) -> None:
-        """Answer those whose deadline passes while it runs; on the event loop."""
+    def expire(self, now: float) -> float:
+        """Answer those whose deadline passes while it runs, and tell the earliest that is left; on
+        the event loop.
+        """
 
 
 class Source(Protocol):
@@ -68,8 +70,10 @@ class Source(Protocol):
     def waiting_before_s(self, key: Key) -> float:
         """About how long what has its turn before `key` will take."""
 
-    def expire(self, now: float) -> None:
-        """Answer those whose deadline passed while they waited; on the event loop."""
+    def expire(self, now: float) -> float:
+        """Answer those whose deadline passed while they waited, and tell the earliest that is left;
+        on the event loop.
+        """
 
     def lose(self, error: BaseException) -> None:
         """The device that it waits for is gone; on the event loop."""

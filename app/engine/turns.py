@@ -4,6 +4,7 @@ A lane has one runner at a time, the device thread or the event loop, so its bat
 """
 
 import logging
+import math
 import threading
 import time
 import traceback
@@ -113,6 +114,8 @@ class Turns:
     def push(self, item: Item, now: float) -> None:
         """Let `item` wait; on the event loop."""
         self.items.push(item)
+        if not self.is_inline:
+            self._dispatch.sweep_by(item.deadline, now)
         self.count_arrival(item.num_rows, item.key, now)
         self._recount()
         if self.offered is None or item.key < self.offered:
@@ -220,13 +223,15 @@ class Turns:
         with self._dispatch.lock:
             self.discard(item)
 
-    def expire(self, now: float) -> None:
-        """Answer all waiting items whose time is up."""
+    def expire(self, now: float) -> float:
+        """Answer all waiting items whose time is up; the earliest deadline that is left."""
         with self._dispatch.lock:
             late = self.items.take_late(now)
             self._recount()
+            earliest = self.items.earliest_deadline()
         for item in late:
             self.expire_item(item, now, waiting=True)
+        return earliest
 
     def lose(self, error: BaseException) -> None:
         """Nothing: a lane waits for no device in particular."""
@@ -363,11 +368,15 @@ class Turn:
             self._tell_failed()
         self._turns.over(self)
 
-    def expire(self, now: float) -> None:
-        """Answer those whose time is up while it runs."""
+    def expire(self, now: float) -> float:
+        """Answer those whose time is up while it runs; the earliest deadline that is left."""
+        earliest = math.inf
         for item in self._items():
             if item.deadline < now:
                 self._turns.expire_item(item, now)
+            elif not item.future.done():
+                earliest = min(earliest, item.deadline)
+        return earliest
 
     def _run_halves(self) -> None:
         """Once the `except` is left: its traceback would keep the tensors of what failed."""
