@@ -11,8 +11,7 @@ Layouts: ITU-T T.81 annex B (JPEG), W3C PNG and RFC 9649 (WebP), CIPA DC-008 (EX
 import re
 import struct
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 MAX_PARTS: Final = 10_000
 """Segments of a JPEG or chunks of a PNG or WebP; a camera writes dozens, an encoder thousands."""
@@ -31,8 +30,7 @@ _MARKER: Final = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 _PNG_KEPT: Final = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND"})
 
 
-@dataclass(frozen=True, slots=True)
-class PictureHeader:
+class PictureHeader(NamedTuple):
     """The facts of one picture.
 
     Attributes:
@@ -93,8 +91,7 @@ def _exif_payload(block: bytes) -> bytes:
     return block.removeprefix(b"Exif\0\0")
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
+class _Part(NamedTuple):
     kind: int | bytes
     start: int
     body: int

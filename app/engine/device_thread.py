@@ -126,8 +126,9 @@ class DeviceThread:
             now = self.running_since = time.monotonic()
             until = now + self.running[0].expected_s if self.running else 0.0
             self._schedules[0].running_until = until
+            # The event loop wakes while this thread learns, under the lock that both need.
+            self._post(self._deliver, work)
             work.finish(now)
-        self._post(self._deliver, work)
         return work.lost is not None
 
     def _next(self) -> Work | None:
