@@ -1,104 +1,150 @@
-"""`python -m benchmarks.start`: from process start to the first answered predict of `digits`.
+"""`python -m benchmarks.start`: how soon the service answers after its process was started.
 
-Each round starts `python -c "import torch"` and then the service on a store that holds `digits`,
-and times both: the difference is what the service adds to torch.
+Each round starts `python -c "import torch"` and the service on a store that holds `digits`, which
+is loaded at the start, and asks it for `/livez`, for `/readyz` and for a prediction until each is
+answered with 200. The difference to importing torch is what the service adds.
 """
 
 import argparse
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 import httpx
 
 from benchmarks.machine import this_machine
-from benchmarks.record import Record, Table
+from benchmarks.record import Record, Table, command_of, tell
+from benchmarks.rounds import Cell, Round, Sample, difference, estimate, measure_rounds, undisturbed
+from benchmarks.system import HOST, free_port
+from benchmarks.verdict import Verdict, at_most, goals_table
 from training.quickstart import prepare
 
-GOAL_S: Final = 2.0
+IMPORT, SERVICE = "import torch", "the service"
+LIVE_S, READY_S, ANSWER_S = 0.5, 1.5, 2.0
 DEADLINE_S: Final = 120.0
+POLL_S: Final = 0.002
 
 
-def import_torch_s() -> float:
-    """Seconds of a process that imports torch and ends."""
-    began = time.perf_counter()
+def import_torch() -> Sample:
+    """A process that imports torch and ends."""
+    began, cpu_s = time.perf_counter(), _cpu_s()
     subprocess.run([sys.executable, "-c", "import torch"], check=True, timeout=DEADLINE_S)
-    return time.perf_counter() - began
+    took_s = time.perf_counter() - began
+    # Nothing of torch is there sooner: its time stands for each moment of the service's.
+    moments = dict.fromkeys(("live_s", "ready_s", "answer_s"), took_s)
+    return {**moments, "cpu_s": _cpu_s() - cpu_s}
 
 
-def first_answer_s(home: Path, picture: bytes) -> float:
-    """Seconds from the start of the service to its first answer to a predict request."""
-    command = [sys.executable, "-m", "app", "serve", "--port", "0", "--home", str(home)]
-    began = time.perf_counter()
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as process:
+def service(home: Path, picture: bytes) -> Sample:
+    """From the start of the process to its first answers."""
+    port = free_port()
+    command = [sys.executable, "-m", "app", "serve", "--port", str(port), "--home", str(home)]
+    command += ["--preload", "digits"]
+    url, cpu_s, began = f"http://{HOST}:{port}", _cpu_s(), time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
-            assert process.stdout is not None
-            address = process.stdout.readline().split(";")[0].removeprefix("Serving on ")
-            url = f"{address}/v1/models/digits/predict"
-            answer = httpx.post(url, files={"file": picture}, timeout=DEADLINE_S)
-            answer.raise_for_status()
-            return time.perf_counter() - began
+            with httpx.Client(base_url=url, timeout=DEADLINE_S) as client:
+                moments = {}
+                for moment, ask in (
+                    ("live_s", lambda: client.get("/livez")),
+                    ("ready_s", lambda: client.get("/readyz")),
+                    (
+                        "answer_s",
+                        lambda: client.post("/v1/models/digits/predict", files={"file": picture}),
+                    ),
+                ):
+                    _until_200(ask)
+                    moments[moment] = time.perf_counter() - began
         finally:
             process.kill()
+    return {**moments, "cpu_s": _cpu_s() - cpu_s}
 
 
-def with_cpu_s(measured: Callable[[], float]) -> tuple[float, float]:
-    """What it measures, and the seconds of CPU of the process that it started and ended."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    seconds = measured()
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+def _until_200(ask: Callable[[], httpx.Response]) -> None:
+    until = time.monotonic() + DEADLINE_S
+    while True:
+        try:
+            if ask().status_code == 200:
+                return
+        except httpx.TransportError:
+            pass  # nobody listens yet
+        if time.monotonic() > until:
+            raise TimeoutError(f"the service was not there within {DEADLINE_S:g} s")
+        time.sleep(POLL_S)
 
 
-def main() -> None:
-    """Measure, print a table and one line of JSON."""
+def _cpu_s() -> float:
+    """Of processes that were started here and have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Measure, print the tables and one line of JSON, and keep them where that is asked."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--write", action="store_true", help="keep it in benchmarks/results")
-    arguments = parser.parse_args()
+    options = parser.parse_args(arguments)
+    began = datetime.now(UTC)
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         picture = prepare(home).read_bytes()
-        import_torch_s(), first_answer_s(home, picture)  # files into the page cache
-        rounds, cpu_rounds = [], []
-        for number in range(arguments.rounds):
-            torch, torch_cpu = with_cpu_s(import_torch_s)
-            service, service_cpu = with_cpu_s(lambda: first_answer_s(home, picture))
-            rounds.append((torch, service))
-            cpu_rounds.append((torch_cpu, service_cpu))
-            print(f"round {number + 1}: {rounds[-1]}", file=sys.stderr, flush=True)
-    added = statistics.median(service - torch for torch, service in rounds)
-    rows = [("what", "median s", "least", "most")]
-    for name, values in (
-        ('python -c "import torch"', [torch for torch, _ in rounds]),
-        ("process start to first answer", [service for _, service in rounds]),
-        ("added by the service, round by round", [service - torch for torch, service in rounds]),
-        ("the same in seconds of CPU", [service - torch for torch, service in cpu_rounds]),
-    ):
-        rows.append((name, *(f"{f(values):.2f}" for f in (statistics.median, min, max))))
+        cells = [Cell(IMPORT, import_torch), Cell(SERVICE, lambda: service(home, picture))]
+        for cell in cells:
+            cell.measure()  # files into the page cache
+        rounds = measure_rounds(cells, options.rounds, tell=tell)
+    kept = undisturbed(rounds)
+    verdicts = _verdicts(kept)
     record = Record(
-        name="start",
-        command=f"python -m benchmarks.start --rounds {arguments.rounds}",
-        machine=this_machine(),
-        method=[f"Goal: at most {GOAL_S:g} s more than importing torch; seen: {added:.2f} s."],
-        tables=[Table("From process start to the first answered predict of digits", rows)],
-        figures={
-            "rounds": rounds,
-            "cpu_rounds": cpu_rounds,
-            "added_s": added,
-            "reached": added <= GOAL_S,
+        "start",
+        command_of("start", arguments),
+        this_machine(),
+        [f"{len(kept)} of {len(rounds)} rounds counted; `digits` is loaded at the start"],
+        [goals_table("Goals", verdicts), _table(kept)],
+        {
+            "verdicts": [asdict(verdict) for verdict in verdicts],
+            "rounds": [asdict(one) for one in rounds],
         },
+        began,
     )
-    record.show(write=arguments.write)
+    record.show(write=options.write)
+
+
+def _verdicts(rounds: Sequence[Round]) -> list[Verdict]:
+    return [
+        at_most("/livez, seconds", rounds, lambda samples: samples[SERVICE]["live_s"], LIVE_S),
+        at_most(
+            "/readyz, seconds more than importing torch",
+            rounds,
+            difference(SERVICE, IMPORT, "ready_s"),
+            READY_S,
+        ),
+        at_most(
+            "the first prediction, seconds more than importing torch",
+            rounds,
+            difference(SERVICE, IMPORT, "answer_s"),
+            ANSWER_S,
+        ),
+    ]
+
+
+def _table(rounds: Sequence[Round]) -> Table:
+    rows = [("what", "/livez", "/readyz", "first prediction", "CPU")]
+    for name in (IMPORT, SERVICE):
+        figures = [
+            str(estimate(rounds, lambda samples, n=name, f=figure: samples[n][f]))
+            for figure in ("live_s", "ready_s", "answer_s", "cpu_s")
+        ]
+        rows.append((name, *figures))
+    return Table("Seconds", rows)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
