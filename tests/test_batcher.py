@@ -458,6 +458,29 @@ async def test_who_waited_too_long_for_a_turn_is_told_to_come_later() -> None:
         assert not isinstance(alone.value, QueueTooSlow)
 
 
+async def test_in_a_crowd_who_is_late_is_told_to_come_later() -> None:
+    async with started() as batcher:
+        gate = Gate()
+        options = LaneOptions(max_batch_items=1, max_queue_items=1, inline_below_ms=0)
+        lane = batcher.open_lane("crowd", gate, options, row_shape=(1,))
+        late = await submitted(lane, [rows(0)], deadline=time.monotonic() + 0.2)
+        while not gate.batches:
+            await asyncio.sleep(0.001)
+        waiting = await submitted(lane, [rows(1)])
+        with pytest.raises(QueueFull):
+            await lane.submit(rows(2))
+        with pytest.raises(QueueTooSlow, match="its turn came too late"):
+            await late[0]
+        gate.open()
+        await asyncio.gather(*waiting)
+        gate = Gate()
+        lane = batcher.open_lane("nobody else", gate, options, row_shape=(1,))
+        with pytest.raises(DeadlineExceeded) as alone:
+            await lane.submit(rows(0), deadline=time.monotonic() + 0.1)
+        assert not isinstance(alone.value, QueueTooSlow)
+        gate.open()
+
+
 async def test_an_answer_after_the_deadline_is_none() -> None:
     async with started() as batcher:
 

@@ -78,6 +78,7 @@ class Admission:
     def _refuse_full(self, num_rows: int, key: Key, now: float) -> None:
         turns = self._turns
         turns.count_arrival(num_rows, key, now)
+        turns.turned_away_at = now
         turns.statistics.num_refused_full += 1
         num_waiting, retry_after_s = turns.items.num_rows, turns.retry_after_s
         raise QueueFull(
@@ -96,5 +97,6 @@ class Admission:
             f"and {max(0.0, left_s) * 1000:.0f} ms are left"
         )
         if turns.policy.seconds(num_rows) < left_s:
+            turns.turned_away_at = now
             raise QueueTooSlow(sentence, retry_after_s=turns.retry_after_s)
         raise DeadlineUnreachable(sentence)

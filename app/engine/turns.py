@@ -36,6 +36,9 @@ logger = logging.getLogger(__name__)
 LONG_WAIT = 0.1
 """A wait of this share of a request's time is not its own doing; a shorter one may be chance."""
 
+CROWDED_S = 1.0
+"""For so long after others were turned away for want of time, it is a crowd that makes one late."""
+
 
 AT_RISK = 0.25
 """Who used less of its time than this was never in danger, and says nothing about promises: those
@@ -70,6 +73,8 @@ class Turns:
         # Called after every turn while somebody waits for the lane to be empty.
         self.on_over: Callable[[], None] | None = None
         self.drain_row_s = 0.0
+        # When somebody was last turned away because of others.
+        self.turned_away_at = -math.inf
         self._backlogged_since: float | None = None
         self._delay_s = options.max_delay_ms / 1000
         self._dispatch = dispatch
@@ -206,12 +211,15 @@ class Turns:
         """Answer `item` that its time is up.
 
         Others were too many where it was still `waiting`, or had waited for so long that it would
-        have been in time without.
+        have been in time without, or where there is a crowd: to read and refuse it takes the
+        processors that its batch needed.
         """
         if not item.future.done():
             waited_s = item.taken_at - item.submitted_at
             error = DeadlineExceeded("the time was up before the answer")
-            if waiting or waited_s > max(now - item.deadline, LONG_WAIT * item.patience_s):
+            is_crowded = now - self.turned_away_at < CROWDED_S
+            long_s = max(now - item.deadline, LONG_WAIT * item.patience_s)
+            if waiting or is_crowded or waited_s > long_s:
                 error = QueueTooSlow(
                     "the time was up before its turn" if waiting else "its turn came too late",
                     retry_after_s=self.retry_after_s,
