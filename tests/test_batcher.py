@@ -437,6 +437,26 @@ async def test_who_runs_past_its_deadline_is_told_in_time() -> None:
         assert numbers(await lane.submit(rows(1))) == [2]
 
 
+async def test_the_sweep_rings_for_who_comes_late_and_has_less_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("app.engine.dispatch.LONGEST_SWEEP_S", 20.0)
+    async with started() as batcher:
+        gate = Gate()
+        lane = batcher.open_lane("patient", gate, THREAD, row_shape=(1,))
+        first = await gate.closed_behind(lane)
+        patient = await submitted(lane, [rows(1)], deadline=time.monotonic() + 60)
+        began = time.monotonic()
+        for priority in (0, 5):  # before the patient one, and behind it
+            with pytest.raises(DeadlineExceeded):
+                await lane.submit(rows(2), time.monotonic() + 0.05, priority)
+        with pytest.raises(DeadlineExceeded):
+            await lane.call(lambda: None, time.monotonic() + 0.05)
+        assert time.monotonic() - began < 5
+        gate.open()
+        await asyncio.gather(first, *patient)
+
+
 async def test_who_waited_too_long_for_a_turn_is_told_to_come_later() -> None:
     async with started() as batcher:
 
