@@ -24,7 +24,7 @@ from benchmarks.open_loop import Plan
 from benchmarks.resnet_scenario import EAGER
 from benchmarks.rounds import Cell, Round, Samples, undisturbed
 from benchmarks.session import Session, compute_layout, front_layout, parser
-from benchmarks.stage import Stage, Timing
+from benchmarks.stage import Stage, Timing, connections_named
 from benchmarks.tensor_scenario import SCENARIOS, TensorScenario
 from benchmarks.verdict import Verdict, at_most, none_of
 from models.store import ModelStore
@@ -75,7 +75,7 @@ def prepare(stage: Stage, scenario: TensorScenario, settings: Mapping[str, str])
     others = [size for size in SIZES if size != scenario.busy]
     return [
         *(stage.in_process(_batch(size), loop, size) for size in SIZES),
-        *(stage.closed(_connections(size), server, sent, size) for size in others),
+        *(stage.closed(connections_named(size), server, sent, size) for size in others),
         *capacity.cells,
         *(stage.open(_offered(load), server, sent, capacity.share(load)) for load in LOADS),
     ]
@@ -99,13 +99,13 @@ def alone(samples: Samples) -> tuple[BatchTimes, float]:
         size: [samples[_batch(size)][f"t{index}_ms"] / 1000 for index in range(NUM_TIMES)]
         for size in SIZES
     }
-    unloaded_s = samples[_connections(1)]["p50_ms"] / 1000
+    unloaded_s = samples[connections_named(1)]["p50_ms"] / 1000
     return BatchTimes(times), max(0.0, unloaded_s - float(np.median(times[1])))
 
 
 def whole(samples: Samples) -> tuple[BatchTimes, float]:
     """What the server takes for so many requests at once: connections over answers a second."""
-    cells = {size: samples[_connections(size)] for size in SIZES}
+    cells = {size: samples[connections_named(size)] for size in SIZES}
     return BatchTimes({size: [size / cell["rate_per_s"]] for size, cell in cells.items()}), 0.0
 
 
@@ -138,10 +138,6 @@ def _over(load: float, ideal: Ideal, timing: Timing) -> Callable[[Samples], floa
 
 def _batch(size: int) -> str:
     return f"bare loop, batch {size}"
-
-
-def _connections(count: int) -> str:
-    return f"{count} connection{'s' * (count > 1)}"
 
 
 def _offered(load: float) -> str:

@@ -199,8 +199,9 @@ class Stage:
             connections: enough to keep it busy.
             when: wraps what has to be arranged first around a cell.
         """
-        named = f"{connections} connection{'s' * (connections > 1)}"
-        closed = Remembered(when(self.closed(named, system, payload, connections)))
+        closed = Remembered(
+            when(self.closed(connections_named(connections), system, payload, connections))
+        )
         scattered = self.open(
             "at random moments",
             system,
@@ -226,6 +227,11 @@ class Stage:
                 return run(self.timing.closed_s)
 
         return Cell(name, measure)
+
+
+def connections_named(count: int) -> str:
+    """The cell of a closed loop of so many."""
+    return f"{count} connection{'s' * (count > 1)}"
 
 
 @contextlib.contextmanager

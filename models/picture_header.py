@@ -11,7 +11,8 @@ Layouts: ITU-T T.81 annex B (JPEG), W3C PNG and RFC 9649 (WebP), CIPA DC-008 (EX
 import re
 import struct
 from collections.abc import Callable, Iterator, Mapping
-from typing import Final, NamedTuple
+from dataclasses import dataclass
+from typing import Final
 
 MAX_PARTS: Final = 10_000
 """Segments of a JPEG or chunks of a PNG or WebP; a camera writes dozens, an encoder thousands."""
@@ -30,7 +31,8 @@ _MARKER: Final = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 _PNG_KEPT: Final = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND"})
 
 
-class PictureHeader(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class PictureHeader:
     """The facts of one picture.
 
     Attributes:
@@ -91,7 +93,8 @@ def _exif_payload(block: bytes) -> bytes:
     return block.removeprefix(b"Exif\0\0")
 
 
-class _Part(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class _Part:
     kind: int | bytes
     start: int
     body: int

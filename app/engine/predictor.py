@@ -107,11 +107,10 @@ class Predictor:
         self.opened_at = time.time()
         self.answered_at = 0.0
         self._decoder = decoder
-        self._computes_on_processor = batcher.accelerators[0] is None
         # The lanes must not know this object, or none of them would ever be let go of.
         self.lane = _lane(loaded, batcher, options, self.input_shape, pipeline_of)
         self.pixels: Lane | None = None
-        if self.accepts_pictures and not self._computes_on_processor:
+        if self.accepts_pictures and batcher.accelerators[0] is not None:
             raw_shape = manifest.preprocessing.raw_shape
             as_bytes = replace(options, dtype=torch.uint8)
             self.pixels = _lane(loaded, batcher, as_bytes, raw_shape, pixel_pipeline_of)

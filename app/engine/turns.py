@@ -39,7 +39,6 @@ LONG_WAIT = 0.1
 CROWDED_S = 1.0
 """For so long after others were turned away for want of time, it is a crowd that makes one late."""
 
-
 AT_RISK = 0.25
 """Who used less of its time than this was never in danger, and says nothing about promises: those
 of a calm hour would make the first ones of a crowd too bold."""

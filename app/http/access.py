@@ -13,12 +13,12 @@ from app.metrics import Metrics
 log = logging.getLogger(__name__)
 
 UNMATCHED: Final = "unmatched"
-# A key has no business in an address, and a log is no place to keep it.
 # Refused for want of room; where these come by the hundred a second, telling each costs as much as
 # answering it, on the processors that the others wait for.
 CROWDED: Final = 429
 TOLD_A_WINDOW: Final = 10
 WINDOW_S: Final = 1.0
+# A key has no business in an address, and a log is no place to keep it.
 A_KEY: Final = re.compile(r"ptl_[0-9a-f]{8}_[A-Za-z0-9_-]+")
 
 
