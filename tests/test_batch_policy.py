@@ -156,6 +156,29 @@ def test_a_size_that_was_once_slow_is_tried_again() -> None:
     assert sizes.favoured(16, time) == 16
 
 
+def test_a_pause_makes_no_size_worse() -> None:
+    sizes = BatchSizes.doubling(16)
+    time = seen(_1=0.022, _8=0.104, _16=0.220)
+    assert sizes.favoured(16, time) == 8
+    for _ in range(2):  # stopped by a signal, with a batch under way
+        time.add(8, 10.0, now=0.0)
+        assert sizes.favoured(16, time) == 8
+        time.add(8, 0.104, now=0.0)
+
+
+def test_a_smaller_size_that_had_a_bad_hour_is_tried_again() -> None:
+    sizes = BatchSizes.doubling(16)
+    time = seen(_8=0.300, _16=0.220)
+    assert sizes.favoured(16, time) == 16
+    for _ in range(500):
+        time.add(16, 0.220, now=0.0)
+    assert sizes.favoured(7, time) == 7
+    assert sizes.favoured(15, time) == 8
+    for _ in range(5):
+        time.add(8, 0.104, now=0.0)
+    assert sizes.favoured(16, time) == 8
+
+
 def test_what_waits_takes_full_batches_and_a_padded_one() -> None:
     time = measured(0.001, 0.001)
     assert BatchSizes.doubling(8).seconds(19, time) == pytest.approx(2 * 0.009 + 0.005)

@@ -11,7 +11,9 @@ from collections.abc import Iterable
 MEMORY_BATCHES = 50
 TRUSTED_FOR_S = 5.0
 OUTLIER = 4.0
-# What a size was seen to take is believed for so many batches: a pause is not held against it.
+# The middle one of a size's last batches says what it takes, and a pause is never that one. It is
+# believed for so many batches of any size; then the size is tried again.
+LAST_OF_SIZE = 5
 KEPT_BATCHES = 500
 # A larger batch has to compute a row quicker by more than this to be worth the wait of the first.
 NEARLY = 1.02
@@ -42,8 +44,8 @@ class BatchTime:
         self._first_s = 0.0
         self._learnt: list[float] = []
         self._measured_at = float("-inf")
-        # By size: seconds, and how many batches there had been when it was last seen.
-        self._by_size: dict[int, tuple[float, int]] = {}
+        # By size: seconds of its last batches, and how many of any size there had been by then.
+        self._by_size: dict[int, tuple[deque[float], int]] = {}
         self._weight = self._x = self._y = self._xx = self._xy = 0.0
 
     def add(
@@ -70,8 +72,9 @@ class BatchTime:
         self._xx = keep * self._xx + num_rows * num_rows
         self._xy = keep * self._xy + num_rows * seconds
         self.num_batches += 1
-        before_s = self._by_size.get(num_rows, (seconds, 0))[0]
-        self._by_size[num_rows] = ((before_s + seconds) / 2, self.num_batches)
+        last, _ = self._by_size.get(num_rows) or (deque[float](maxlen=LAST_OF_SIZE), 0)
+        last.append(seconds)
+        self._by_size[num_rows] = (last, self.num_batches)
         self._recent.append(seconds if elapsed_s is None else elapsed_s)
         self._measured_at = now
         if self.num_batches < 16 or self.num_batches % 8 == 0:
@@ -98,8 +101,10 @@ class BatchTime:
         Unlike `seconds` it knows where time grows faster than the rows, as where a batch no longer
         fits into what a processor keeps near, or its memory comes fresh from the system each time.
         """
-        seconds, seen_at = self._by_size.get(num_rows, (0.0, -KEPT_BATCHES))
-        return seconds if self.num_batches - seen_at < KEPT_BATCHES else None
+        last, seen_at = self._by_size.get(num_rows, (None, 0))
+        if last is None or self.num_batches - seen_at >= KEPT_BATCHES:
+            return None
+        return sorted(last)[(len(last) - 1) // 2]
 
     def rows_within(self, seconds: float) -> int:
         """The most rows whose batch ends within `seconds`; may be 0 or below."""
@@ -188,21 +193,31 @@ class BatchSizes:
         return below if in_two < time.compute_s(self.padded(num_rows)) else num_rows
 
     def _quickest(self, num_rows: int, time: BatchTime) -> int | None:
-        """Of sizes that were all seen, the smallest that is nearly as quick a row as any.
+        """Of sizes that were all seen, the smallest that is nearly as quick a row as any; or one
+        that was not seen lately, to see it: what was slow in a bad hour need not be now.
 
         None for few rows, and for what is soon done: there is little to gain, and a request of a
         few rows had better be one batch each time.
         """
-        first = bisect_left(self.sizes, LEAST_CUT)
-        row_s: dict[int, float] = {}
-        for size in self.sizes[first : bisect_left(self.sizes, num_rows) + 1]:
-            seconds = time.seen_s(size)
-            if seconds is None:
-                return None
-            rows = min(size, num_rows)
-            row_s[rows] = seconds / rows
-        if len(row_s) < 2 or row_s[num_rows] * num_rows < LEAST_CUT_S:
+        sizes = self._doubling_to(self.padded(num_rows))
+        if len(sizes) < 2 or time.compute_s(sizes[-1]) < LEAST_CUT_S:
             return None
+        row_s: dict[int, float] = {}
+        for size in sizes:
+            seconds, rows = time.seen_s(size), min(size, num_rows)
+            if seconds is None:
+                return rows
+            row_s[rows] = seconds / rows
         return next(
             rows for rows, cost_s in row_s.items() if cost_s <= NEARLY * min(row_s.values())
         )
+
+    def _doubling_to(self, largest: int) -> list[int]:
+        """Those from `LEAST_CUT` on that are worth a trial, each at least twice the one before; and
+        `largest`.
+        """
+        found = [LEAST_CUT // 2]
+        for size in self.sizes:
+            if 2 * found[-1] <= size < largest:
+                found.append(size)
+        return [*found[1:], largest]
