@@ -59,16 +59,17 @@ GREY_8X8 = [
 ]
 
 
-def publish_cnn(store: ModelStore, name: str, seed: int, **kwargs: object) -> Version:
-    """Publish a small real network for grey 8x8 pictures and the labels 0..9."""
+def publish_cnn(
+    store: ModelStore, name: str, seed: int, num_labels: int = 10, **kwargs: object
+) -> Version:
+    """Publish a small real network for grey 8x8 pictures and the labels 0, 1, ..."""
     torch.manual_seed(seed)
-    network = networks.build("cnn", {"channels": 1, "size": 8, "num_classes": 10, "width": 4})
+    options = {"channels": 1, "size": 8, "num_classes": num_labels, "width": 4}
+    network = networks.build("cnn", options)
     manifest = Manifest(
-        network=NetworkSpec(
-            name="cnn", options={"channels": 1, "size": 8, "num_classes": 10, "width": 4}
-        ),
+        network=NetworkSpec(name="cnn", options=options),
         preprocessing=Preprocessing(steps=GREY_8X8),
-        labels=tuple("0123456789"),
+        labels=tuple(map(str, range(num_labels))),
     )
     golden = torch.randint(0, 256, (8, 1, 8, 8), dtype=torch.uint8)
     return store.publish(

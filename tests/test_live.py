@@ -62,6 +62,20 @@ async def test_a_swap_changes_what_a_name_means(live: LiveModels, store: ModelSt
     assert answer.logits.shape == (1, 10)  # who still holds the old one is still answered
 
 
+@pytest.mark.parametrize("num_labels", [10, 120])
+async def test_the_best_labels_are_the_best_wherever_they_are_picked(
+    live: LiveModels, store: ModelStore, num_labels: int
+) -> None:
+    publish_cnn(store, "many", seed=3, num_labels=num_labels)
+    answer = await (await live.get("many")).predict(torch.randn(3, 1, 8, 8), time.monotonic() + 5)
+    assert (answer.best_values is not None) is (num_labels == 120)
+    for wanted in (1, 5, 7):
+        values, labels = answer.best(wanted)
+        expected = answer.probabilities.topk(wanted, dim=1)
+        assert torch.equal(values, expected.values)
+        assert torch.equal(labels, expected.indices)
+
+
 async def test_the_old_version_goes_when_its_last_user_does(
     live: LiveModels, store: ModelStore
 ) -> None:

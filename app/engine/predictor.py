@@ -47,7 +47,7 @@ class Prediction(NamedTuple):
         batch_size: rows in the largest of these batches, others' included.
         decode_ms: time in which pictures of these batches became rows, where they did then.
         best_values, best_labels: probabilities and indices `[n, NUM_BEST]`, the best first, where
-            the device picked them.
+            they were picked with the batch.
     """
 
     logits: Tensor

@@ -1,7 +1,7 @@
 """From a batch to its answers: finish the inputs, forward, softmax, the best labels.
 
 On a processor it runs as it is called. On a device that computes by itself all of it, normalisation
-and the best labels too, is one piece of work, which is recorded and replayed.
+too, is one piece of work, which is recorded and replayed.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,13 +15,18 @@ from app.engine.loading import LoadedVersion
 from app.engine.pipeline import Accelerator, Pipeline
 from app.engine.recording import Respond
 
-# So many labels are picked on the device, the best first; whoever wants more picks them himself.
+# So many labels are picked with the batch, the best first; whoever wants more picks them himself.
 NUM_BEST: Final = 5
+# On a processor, among fewer than these it costs a batch more than it spares its requests.
+MANY_LABELS: Final = 100
 
 
 def run_of(loaded: LoadedVersion) -> Run:
-    """On a processor: finished inputs, float32 `[n, *input_shape]`, to logits and probabilities."""
-    return _answered(loaded)
+    """On a processor: finished inputs, float32 `[n, *input_shape]`, to logits, probabilities, and
+    the best of many labels.
+    """
+    answer = _answered(loaded)
+    return _with_best(answer) if len(loaded.manifest.labels) >= MANY_LABELS else answer
 
 
 def pipeline_of(loaded: LoadedVersion, accelerator: Accelerator) -> Pipeline:
