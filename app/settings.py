@@ -145,7 +145,11 @@ class Settings(BaseSettings):
     )
     job_slots: int = Field(1, ge=1, le=64, description="Jobs that run at once in this process.")
     job_threads: int = Field(
-        0, ge=0, le=1024, description="Threads of one job; 0 takes what the cgroup allows."
+        0,
+        ge=0,
+        le=1024,
+        description="Most threads of one job, of which a small network takes one; "
+        "0 is what the cgroup allows.",
     )
     job_processes: int = Field(
         0,

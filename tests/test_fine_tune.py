@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.checkpoint import load
 from models.seen import read_seen, short_digests
@@ -21,6 +21,7 @@ from training.begun import RunMismatch
 from training.config import ConfigError, TrainConfig
 from training.fine_tune import fine_tune, work
 from training.methods import METHODS, FineTuneRequest, schemas
+from training.multiply_adds import multiply_adds
 from training.outcome import FineTuned
 from training.progress import Progress, drive
 from training.publish import publish
@@ -87,6 +88,41 @@ def test_every_method_ends_with_the_same_bits_wherever_it_is_stopped(
         assert again.answers is not None
         assert whole.answers is not None
         assert torch.equal(again.answers.logits, whole.answers.logits)
+
+
+def test_multiplications_are_counted_by_the_places_of_each_weight() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Flatten(), nn.Linear(8 * 36, 10))
+    before = torch.get_rng_state()
+    by_hand = 36 * 8 * 3 * 9 + 8 * 36 * 10
+    assert multiply_adds(network, torch.zeros(1, 3, 6, 6)) == by_hand
+    assert multiply_adds(network, torch.zeros(2, 3, 6, 6)) == 2 * by_hand
+    assert network.training
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("short_step", "said", "used"), [(10**8, 0, "1"), (0, 0, "2"), (10**8, 2, "2")]
+)
+@pytest.mark.parametrize("method", METHODS)
+def test_short_steps_take_one_thread_unless_somebody_says_how_many(
+    method: str,
+    short_step: int,
+    said: int,
+    used: str,
+    home: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("training.learner.SHORT_STEP", short_step)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        given = {**PLAIN[method], "validation": "none"}
+        request = request_for(method, hyperparameters=given, compute={"threads": said})
+        done = drive(fine_tune(request, home, tmp_path, pairs=stripes(40, upright=False)))
+    finally:
+        torch.set_num_threads(before)
+    assert done.trained.fitted.environment["threads"] == used
 
 
 def test_out_of_fold_answers_are_kept_for_comparisons(home: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from models import networks
 from models.backbones import load_backbone
+from models.device import choose_device
 from models.manifest import NetworkSpec
 from training.backbone import Backbone
 from training.config import FitConfig, TrainConfig
@@ -19,6 +20,7 @@ from training.datasets import Dataset
 from training.features import separate_head
 from training.fit import FitResult, fit, never, team_of
 from training.methods import FROM_SCRATCH, LINEAR_PROBE, FineTuneRequest
+from training.multiply_adds import multiply_adds
 from training.progress import Progress, mapped
 from training.randomness import seed_for, seeded
 from training.ranks import Ranks
@@ -29,8 +31,9 @@ from training.transfer import scale_by_depth, train_but_norms
 HEAD: Final = "head"
 ALL_LAYERS: Final = "all-layers"
 """Where in a run's folder the snapshots of these two loops lie."""
-SMALL_HEAD: Final = 200_000
-"""Weights of a head."""
+SHORT_STEP: Final = 100_000_000
+"""Multiplications of a forward, of the whole batch. Two threads take shorter steps hardly quicker
+than one, and slower where one of them has to give its processor up (docs/log.md)."""
 PHASE: Final = ("epochs", "batch_size", "learning_rate", "optimizer", "weight_decay")
 """Settings that the head alone has of its own."""
 FEATURE_NORM: Final = 27.0
@@ -96,7 +99,7 @@ class Learner:
             loop = fit(
                 network,
                 dataset,
-                self.config(),
+                self._with_threads(self.config(), network, _example(dataset)),
                 snapshots=folder / ALL_LAYERS,
                 stop=self.stop,
                 team=team_of(self.ranks, self.spec),
@@ -105,7 +108,8 @@ class Learner:
         path, head = separate_head(network)
         ended = self.request.method == LINEAR_PROBE
         prefix = "" if ended else "head_"
-        config = self.config(prefix, augment="none", **_threads_for(head))
+        config = self.config(prefix, augment="none")
+        config = self._with_threads(config, head, _data(features.train.samples)[:1])
         with _scaled(network.get_submodule(path), features, config) as scaled:
             first = yield from fit(
                 head,
@@ -128,7 +132,7 @@ class Learner:
         loop = fit(
             network,
             dataset,
-            self.config(),
+            self._with_threads(self.config(), network, _example(dataset)),
             snapshots=folder / ALL_LAYERS,
             train_mode=train_but_norms if frozen else nn.Module.train,
             scale_of=scale_by_depth(network, self.settings.layer_factor),
@@ -156,6 +160,13 @@ class Learner:
         if prefix or self.request.method == LINEAR_PROBE:
             changes |= {"mixup": 0.0, "cutmix": 0.0}
         return FitConfig.of(**{**given, "seed": self.request.seed, **changes})
+
+    def _with_threads(self, config: FitConfig, network: nn.Module, example: Tensor) -> FitConfig:
+        """One thread for short steps, unless somebody has said how many."""
+        if config.threads or choose_device(config.device).type != "cpu":
+            return config
+        per_step = multiply_adds(network, example) * config.batch_size
+        return config.model_copy(update={"threads": int(per_step < SHORT_STEP)})
 
     @property
     def _keeps_head(self) -> bool:
@@ -192,10 +203,8 @@ def _data(samples: Samples) -> Tensor:
     return samples.data
 
 
-def _threads_for(head: nn.Module) -> dict[str, int]:
-    """One thread for a small head: sharing its steps costs more than it brings."""
-    size = sum(parameter.numel() for parameter in head.parameters())
-    return {"threads": 1} if size < SMALL_HEAD else {}
+def _example(dataset: Dataset) -> Tensor:
+    return torch.zeros(1, *dataset.preprocessing.input_shape)
 
 
 def _counted_from(first: FitResult, epochs: int) -> Callable[[Progress], Progress]:

@@ -205,7 +205,8 @@ class Compute(Config):
 
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N.")
     threads: Annotated[int, Field(ge=0, le=1024)] = Field(
-        default=0, description="Processor threads; 0 leaves the process as it is."
+        default=0,
+        description="Processor threads; 0 is those of the process, or one where steps are short.",
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto", description="auto is bf16 on GPUs that have it and fp32 elsewhere."
