@@ -17,8 +17,8 @@ import time
 import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict
-from itertools import count
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
@@ -59,10 +59,7 @@ def main(arguments: Sequence[str]) -> None:
     options = _options().parse_args(arguments)
     began, archive = datetime.now(UTC), _zipped(options.data / "hymenoptera", options.few)
     names = dict.fromkeys(name for part in options.parts for name in PARTS[part])
-    cells = [
-        Cell(name, lambda name=name, seeds=count(): _measured(name, next(seeds), archive, options))
-        for name in names
-    ]
+    cells = [_cell(name, archive, options) for name in names]
     rounds = measure_rounds(cells, options.rounds, tell=tell)
     verdicts = [one for part in options.parts for one in VERDICTS[part](rounds)]
     tables = [_table(list(names), rounds), goals_table("Goals", verdicts)]
@@ -96,6 +93,11 @@ def _options() -> argparse.ArgumentParser:
 
 
 # What is measured
+
+
+def _cell(name: str, archive: bytes, options: argparse.Namespace) -> Cell:
+    seeds = count()
+    return Cell(name, lambda: _measured(name, next(seeds), archive, options))
 
 
 def _measured(name: str, seed: int, archive: bytes, options: argparse.Namespace) -> Sample:
