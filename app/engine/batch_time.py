@@ -206,7 +206,7 @@ class BatchSizes:
         for size in sizes:
             seconds, rows = time.seen_s(size), min(size, num_rows)
             if seconds is None:
-                return rows
+                return size if size <= num_rows else None
             row_s[rows] = seconds / rows
         return next(
             rows for rows, cost_s in row_s.items() if cost_s <= NEARLY * min(row_s.values())
