@@ -71,8 +71,9 @@ def main(arguments: Sequence[str]) -> None:
         f"{options.threads} threads for jobs; every run has a server and a home folder of its own",
         "each round has another seed",
         "accuracy is that of the validation part, which chose nothing in the run (the recipes were "
-        "found with it in view); wall time is from the "
-        "upload to the moved alias, seconds of CPU are those of the server and its job",
+        "found with it in view)",
+        "wall time is from the upload to the moved alias, seconds of CPU are those of the server "
+        "and its job",
     ]
     command = command_of("finetune", arguments)
     record = Record("finetune", command, this_machine(), method, tables, figures, began)

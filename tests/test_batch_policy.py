@@ -174,11 +174,15 @@ def test_a_smaller_size_that_had_a_bad_hour_is_tried_again() -> None:
         time.add(16, 0.220, now=0.0)
     assert sizes.favoured(7, time) == 7
     assert sizes.favoured(15, time) == 8
-    sizes = BatchSizes.doubling(32)
-    assert sizes.favoured(17, seen(_8=0.104, _16=0.220)) == 16  # 32 is not tried with 15 missing
     for _ in range(5):
         time.add(8, 0.104, now=0.0)
     assert sizes.favoured(16, time) == 8
+
+
+def test_a_size_is_tried_with_rows_for_all_of_it() -> None:
+    sizes = BatchSizes.doubling(32)
+    time = seen(_8=0.104, _16=0.220)
+    assert sizes.favoured(17, time) == 16
     assert sizes.favoured(32, time) == 32
 
 

@@ -99,7 +99,7 @@ class Learner:
             loop = fit(
                 network,
                 dataset,
-                self._with_threads(self.config(), network, _example(dataset)),
+                self._config_of_all_layers(network),
                 snapshots=folder / ALL_LAYERS,
                 stop=self.stop,
                 team=team_of(self.ranks, self.spec),
@@ -132,7 +132,7 @@ class Learner:
         loop = fit(
             network,
             dataset,
-            self._with_threads(self.config(), network, _example(dataset)),
+            self._config_of_all_layers(network),
             snapshots=folder / ALL_LAYERS,
             train_mode=train_but_norms if frozen else nn.Module.train,
             scale_of=scale_by_depth(network, self.settings.layer_factor),
@@ -160,6 +160,10 @@ class Learner:
         if prefix or self.request.method == LINEAR_PROBE:
             changes |= {"mixup": 0.0, "cutmix": 0.0}
         return FitConfig.of(**{**given, "seed": self.request.seed, **changes})
+
+    def _config_of_all_layers(self, network: nn.Module) -> FitConfig:
+        example = torch.zeros(1, *self.dataset.preprocessing.input_shape)
+        return self._with_threads(self.config(), network, example)
 
     def _with_threads(self, config: FitConfig, network: nn.Module, example: Tensor) -> FitConfig:
         """One thread for short steps, unless somebody has said how many."""
@@ -201,10 +205,6 @@ def _data(samples: Samples) -> Tensor:
     if not isinstance(samples, InMemory):
         raise TypeError("features lie in memory")
     return samples.data
-
-
-def _example(dataset: Dataset) -> Tensor:
-    return torch.zeros(1, *dataset.preprocessing.input_shape)
 
 
 def _counted_from(first: FitResult, epochs: int) -> Callable[[Progress], Progress]:

@@ -199,8 +199,11 @@ class BatchSizes:
         None for few rows, and for what is soon done: there is little to gain, and a request of a
         few rows had better be one batch each time.
         """
-        sizes = self._doubling_to(self.padded(num_rows))
-        if len(sizes) < 2 or time.compute_s(sizes[-1]) < LEAST_CUT_S:
+        padded = self.padded(num_rows)
+        if time.compute_s(padded) < LEAST_CUT_S:
+            return None
+        sizes = self._doubling_to(padded)
+        if len(sizes) < 2:
             return None
         row_s: dict[int, float] = {}
         for size in sizes:
