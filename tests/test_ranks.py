@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from models.store import ModelStore
 from training.datasets import open_dataset
 from training.fine_tune import work
 from training.fit import FitResult, Team, fit
-from training.progress import drive
+from training.progress import Progress, drive
 from training.ranks import RankFailed, RankLost, Ranks, started
 from training.task import Unshareable
 
@@ -247,20 +247,42 @@ def test_fine_tuning_shares_the_steps_of_all_layers(store: ModelStore, tmp_path:
     assert farthest(first.network, second.network) < 1e-4
 
 
-@pytest.mark.slow
-def test_a_rank_that_stands_still_is_waited_for_and_then_given_up(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("training.ranks.SUM_S", 3.0)
+def running(
+    ranks: Ranks, others: set[psutil.Process]
+) -> tuple[Generator[Progress, None, FitResult], list[psutil.Process]]:
+    """A run after its first step, and the processes of the other ranks."""
     settings = config(report_every=1, epochs=100)
+    loop = fit(fresh(), opened(settings, NUM), settings, team=Team(ranks, MLP))
+    next(loop)
+    return loop, [one for one in psutil.Process().children() if one not in others]
+
+
+@pytest.mark.slow
+def test_a_rank_that_stands_still_is_waited_for() -> None:
     others = set(psutil.Process().children())
     with started(2) as ranks:
-        loop = fit(fresh(), opened(settings, NUM), settings, team=Team(ranks, MLP))
-        next(loop)
-        (still,) = set(psutil.Process().children()) - others
+        loop, (still,) = running(ranks, others)
         still.suspend()
-        threading.Timer(1.5, still.resume).start()
+        threading.Timer(2.5, still.resume).start()  # a look at the others comes each second
         assert next(loop).step == 2
+        loop.close()
+
+
+@pytest.mark.slow
+def test_a_rank_that_stands_still_for_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes on too late, ends because the sum is lost, and is not blamed for that end."""
+    monkeypatch.setattr("training.ranks.SUM_S", 8.0)
+    monkeypatch.setattr("training.ranks.REASON_S", 6.0)  # it has ended by then
+    others = set(psutil.Process().children())
+    with started(2) as ranks:
+        loop, (still,) = running(ranks, others)
+        look = ranks._why
+
+        def late(cause: Exception) -> Exception:
+            still.resume()
+            return look(cause)
+
+        monkeypatch.setattr(ranks, "_why", late)
         still.suspend()
         with pytest.raises(RankLost, match="a rank does not answer"):
             drive(loop)

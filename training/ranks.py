@@ -68,6 +68,7 @@ class Ranks:
         self._folder = folder
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._links: dict[int, Link] = {}
+        self._bereaved: set[int] = set()
         self._num_tasks = 0
         self._add: GradientSum | None = None
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -179,15 +180,15 @@ class Ranks:
     def _why(self, cause: Exception) -> Exception:
         """Which rank is at fault, and why."""
         deadline = time.monotonic() + REASON_S
-        while time.monotonic() < deadline:
-            for rank in self._links:
+        while (suspects := self._links.keys() - self._bereaved) and time.monotonic() < deadline:
+            for rank in suspects:
                 fault = self._fault_of(rank)
                 if fault is not None:
                     return fault
         return RankLost(f"a rank does not answer: {cause}")
 
     def _fault_of(self, rank: int) -> Exception | None:
-        """What it said last, or how its process ended; None where it only noticed another's end."""
+        """What it said last, or how its process ended; None where it only misses another."""
         process = self._processes.get(rank)
         try:
             said = self._links[rank].hear(0.05)
@@ -199,6 +200,8 @@ class Ranks:
             return RankLost(f"rank {rank} {_end_of(process)}")
         if said["word"] == "failed":
             return RankFailed(f"rank {rank} failed: {said['reason']}")
+        if said["word"] == "lost":
+            self._bereaved.add(rank)
         return None
 
 
