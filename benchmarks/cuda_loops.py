@@ -21,7 +21,7 @@ from app.engine.execution import interleaved_best
 from app.engine.pipeline import accelerator_of
 from benchmarks.cuda_networks import build, steps
 from models.forms import Form, other_forms, plain_form
-from models.picture import PictureLimits
+from models.picture import PictureLimits, encoded_picture
 from models.preprocessing import Preprocessing
 
 REPETITIONS = 3
@@ -148,12 +148,12 @@ def decoded_on_device_per_s(
     assert reader is not None
     many = [picture] * num_rows
     for _ in range(NUM_WARM_UPS):
-        reader.read_on(device, many)
+        reader.read_on(device, [encoded_picture(data, limits) for data in many])
     torch.cuda.synchronize(device)
     began = time.monotonic()
     done = 0
     while time.monotonic() < began + seconds:
-        reader.read_on(device, many)
+        reader.read_on(device, [encoded_picture(data, limits) for data in many])
         done += num_rows
     torch.cuda.synchronize(device)
     decoder.close()

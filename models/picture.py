@@ -6,6 +6,7 @@ JPEG, PNG and WebP are read; the first bytes decide which, never a file name or 
 import io
 import struct
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -72,6 +73,24 @@ class PictureLimits:
     max_pixel_visits: int = 500_000_000
 
 
+class EncodedPicture(NamedTuple):
+    """A picture as it came; its header was read and is within the limits.
+
+    Attributes:
+        data: the whole file.
+        kind: `JPEG`, `PNG` or `WEBP`.
+    """
+
+    data: bytes
+    kind: str
+    header: PictureHeader
+
+    @property
+    def num_pixels(self) -> int:
+        """Of the decoded picture."""
+        return self.header.width * self.header.height
+
+
 def picture_format(data: bytes) -> str:
     """`JPEG`, `PNG` or `WEBP` by the first bytes.
 
@@ -90,8 +109,11 @@ def picture_format(data: bytes) -> str:
     raise PictureUnsupported("the picture is not a JPEG, PNG or WebP; these three are read")
 
 
-def open_picture(data: bytes, limits: PictureLimits) -> Image.Image:
-    """Decode the bytes of one picture.
+def open_picture(source: bytes | EncodedPicture, limits: PictureLimits) -> Image.Image:
+    """Decode one picture.
+
+    Args:
+        limits: of bytes; what came through `encoded_picture` was held to its limits there.
 
     Returns:
         A loaded Pillow image in the mode that the file has; of its metadata only the EXIF
@@ -102,7 +124,7 @@ def open_picture(data: bytes, limits: PictureLimits) -> Image.Image:
         PictureUnsupported: not a JPEG, PNG or WebP, or animated.
         PictureUnreadable: truncated or damaged.
     """
-    kind, header = _checked_header(data, limits)
+    data, kind, header = encoded_picture(source, limits) if isinstance(source, bytes) else source
     try:
         image = Image.open(io.BytesIO(header.essence(data)), formats=[kind])
         if image.size != (header.width, header.height):
@@ -124,19 +146,8 @@ def open_picture(data: bytes, limits: PictureLimits) -> Image.Image:
     return image
 
 
-def size_of(data: bytes, limits: PictureLimits) -> tuple[int, int]:
-    """Width and height from the header alone; raises as `open_picture` does."""
-    header = header_of(data, limits)
-    return header.width, header.height
-
-
-def header_of(data: bytes, limits: PictureLimits) -> PictureHeader:
-    """What the header says, within the limits; raises as `open_picture` does."""
-    _, header = _checked_header(data, limits)
-    return header
-
-
-def _checked_header(data: bytes, limits: PictureLimits) -> tuple[str, PictureHeader]:
+def encoded_picture(data: bytes, limits: PictureLimits) -> EncodedPicture:
+    """The bytes of one picture with what its header says; raises as `open_picture` does."""
     if len(data) > limits.max_bytes:
         raise PictureTooLarge(
             f"the picture has {len(data)} bytes; the limit is {limits.max_bytes} bytes"
@@ -149,7 +160,7 @@ def _checked_header(data: bytes, limits: PictureLimits) -> tuple[str, PictureHea
     _check_size(header, limits)
     if header.animated:
         raise PictureUnsupported("the picture is animated; send one frame as a picture of its own")
-    return kind, header
+    return EncodedPicture(data, kind, header)
 
 
 def _check_size(header: PictureHeader, limits: PictureLimits) -> None:

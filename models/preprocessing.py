@@ -16,7 +16,14 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from models.picture import PictureLimits, PictureTooLarge, open_picture, oriented, to_mode
+from models.picture import (
+    EncodedPicture,
+    PictureLimits,
+    PictureTooLarge,
+    open_picture,
+    oriented,
+    to_mode,
+)
 
 Side: TypeAlias = Annotated[int, Field(ge=1, le=8192)]
 Finite: TypeAlias = Annotated[float, Field(allow_inf_nan=False)]
@@ -166,12 +173,14 @@ class Preprocessing(BaseModel):
         shape = self.raw_shape
         return (math.prod(shape),) if self.find(Flatten) else shape
 
-    def picture(self, source: bytes | Image.Image, limits: PictureLimits | None = None) -> Tensor:
+    def picture(
+        self, source: bytes | EncodedPicture | Image.Image, limits: PictureLimits | None = None
+    ) -> Tensor:
         """One picture through the Pillow steps.
 
         Args:
-            source: the bytes of a JPEG, PNG or WebP, or a Pillow image (used by data sets that
-                hold pixels; it is not changed).
+            source: the bytes of a JPEG, PNG or WebP, with or without their header read before; or
+                a Pillow image (used by data sets that hold pixels; it is not changed).
             limits: bounds on bytes, pixels and sides.
 
         Returns:
@@ -184,7 +193,7 @@ class Preprocessing(BaseModel):
         if not self.accepts_pictures:
             raise TypeError("this preprocessing takes tensors, not pictures")
         limits = limits or PictureLimits()
-        image = open_picture(source, limits) if isinstance(source, bytes) else source
+        image = source if isinstance(source, Image.Image) else open_picture(source, limits)
         for step in self.steps:
             image = _apply(step, image, limits)
         pixels = torch.from_numpy(np.array(image, dtype=np.uint8))

@@ -23,10 +23,10 @@ from models.picture import (
     PictureTooLarge,
     PictureUnreadable,
     PictureUnsupported,
+    encoded_picture,
     open_picture,
     oriented,
     picture_format,
-    size_of,
     to_mode,
 )
 
@@ -109,7 +109,8 @@ def answer(data: bytes) -> Image.Image | PictureError:
         image = open_picture(data, LIMITS)
     except PictureError as error:
         return error
-    assert size_of(data, LIMITS) == image.size
+    header = encoded_picture(data, LIMITS).header
+    assert (header.width, header.height) == image.size
     return image
 
 

@@ -138,7 +138,7 @@ def explain_routes(live: LiveModels, explainer: Explainer, limits: ExplainLimits
         inputs, options = read_question(content_type, body, request.url.query)
         rows = await predict_batch_of(predictor, inputs, deadline, max_inputs=1)
         if isinstance(rows, Pictures):  # they are needed as numbers afterwards
-            rows = await predictor.decode(rows.encoded, deadline)
+            rows = await predictor.decode([one.data for one in rows.encoded], deadline)
         prediction = await predictor.predict(rows, deadline)
         batch = predictor.finished(rows)
         target = _target(predictor, options.target, prediction.logits)

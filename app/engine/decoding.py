@@ -19,7 +19,14 @@ from app.engine.device_thread import compute_with
 from app.engine.pictures import CrewReader, Pictures, Reader
 from app.errors import Overloaded, QueueFull, QueueTooSlow
 from models.device_picture import is_possible
-from models.picture import FORMATS, PictureError, PictureLimits, open_picture, size_of
+from models.picture import (
+    FORMATS,
+    EncodedPicture,
+    PictureError,
+    PictureLimits,
+    encoded_picture,
+    open_picture,
+)
 from models.preprocessing import Preprocessing
 
 # Below both, decoding costs less than handing it to a thread and back.
@@ -32,7 +39,7 @@ IN_TURN_PIXELS = 1 << 21
 # For a device that decodes, which is quick enough.
 ON_DEVICE_PIXELS = 1 << 24
 
-Read: TypeAlias = Callable[[bytes, Preprocessing], Tensor]
+Read: TypeAlias = Callable[[EncodedPicture, Preprocessing], Tensor]
 
 
 class PixelBudget:
@@ -120,22 +127,21 @@ class Decoder:
         if len(pictures) > IN_TURN_PICTURES or reader is None:
             return None
         most_pixels = ON_DEVICE_PIXELS if on_device else IN_TURN_PIXELS
-        num_large = 0
+        encoded: list[EncodedPicture] = []
         for index, data in enumerate(pictures):
             with _naming(index, len(pictures)):
-                width, height = size_of(data, self.limits)
-            if width * height > most_pixels:
+                encoded.append(encoded_picture(data, self.limits))
+            if encoded[-1].num_pixels > most_pixels:
                 return None
-            num_large += len(data) > INLINE_BYTES or width * height > INLINE_PIXELS
-        return Pictures(pictures, reader) if num_large else None
+        return None if all(map(_is_small, encoded)) else Pictures(encoded, reader)
 
     def device_reader(self, preprocessing: Preprocessing) -> DeviceReader | None:
         """What lets a device decode; None where it does not, or cannot do these steps."""
         if self._on_device is None or not is_possible(preprocessing):
             return None
 
-        def pixels(data: bytes) -> Tensor:
-            return self._pixels(data, preprocessing)
+        def pixels(picture: EncodedPicture) -> Tensor:
+            return self._pixels(picture, preprocessing)
 
         host = CrewReader(pixels, preprocessing.raw_shape, self._crew, torch.uint8)
         return DeviceReader(self._on_device, host, preprocessing, self.limits)
@@ -193,8 +199,8 @@ class Decoder:
         self._crew.close()
 
     def _reader(self, preprocessing: Preprocessing) -> Reader:
-        def rows(data: bytes) -> Tensor:
-            return self._finished(data, preprocessing)
+        def rows(picture: EncodedPicture) -> Tensor:
+            return self._finished(picture, preprocessing)
 
         return CrewReader(rows, preprocessing.input_shape, self._crew)
 
@@ -202,9 +208,9 @@ class Decoder:
         self, data: bytes, preprocessing: Preprocessing, deadline: float, read: Read
     ) -> "Tensor | asyncio.Future[Tensor]":
         if len(data) <= INLINE_BYTES:
-            width, height = size_of(data, self.limits)
-            if width * height <= INLINE_PIXELS:
-                return read(data, preprocessing)
+            picture = encoded_picture(data, self.limits)
+            if _is_small(picture):
+                return read(picture, preprocessing)
         loop = asyncio.get_running_loop()
         return loop.run_in_executor(
             self._threads, self._within_budget, data, preprocessing, deadline, read
@@ -217,18 +223,22 @@ class Decoder:
             raise QueueTooSlow(
                 "the request's time was up before its picture was decoded", retry_after_s=1.0
             )
-        width, height = size_of(data, self.limits)
-        taken = self._budget.acquire(width * height, deadline)
+        picture = encoded_picture(data, self.limits)
+        taken = self._budget.acquire(picture.num_pixels, deadline)
         try:
-            return read(data, preprocessing)
+            return read(picture, preprocessing)
         finally:
             self._budget.release(taken)
 
-    def _pixels(self, data: bytes, preprocessing: Preprocessing) -> Tensor:
-        return preprocessing.picture(data, self.limits).unsqueeze(0)
+    def _pixels(self, picture: EncodedPicture, preprocessing: Preprocessing) -> Tensor:
+        return preprocessing.picture(picture, self.limits).unsqueeze(0)
 
-    def _finished(self, data: bytes, preprocessing: Preprocessing) -> Tensor:
-        return preprocessing.finish(self._pixels(data, preprocessing))
+    def _finished(self, picture: EncodedPicture, preprocessing: Preprocessing) -> Tensor:
+        return preprocessing.finish(self._pixels(picture, preprocessing))
+
+
+def _is_small(picture: EncodedPicture) -> bool:
+    return len(picture.data) <= INLINE_BYTES and picture.num_pixels <= INLINE_PIXELS
 
 
 def _load_codecs() -> None:

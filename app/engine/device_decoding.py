@@ -21,8 +21,7 @@ from app.engine.pictures import CrewReader
 from app.engine.pipeline import Accelerator
 from models.device import DeviceUnavailable
 from models.device_picture import picture_on_device
-from models.picture import PictureError, PictureLimits, header_of
-from models.picture_header import PictureHeader
+from models.picture import EncodedPicture, PictureError, PictureLimits, encoded_picture
 from models.preprocessing import Color, Preprocessing
 
 log = logging.getLogger(__name__)
@@ -79,42 +78,29 @@ class DeviceReader:
         self._mode: Mode = "RGB" if color is None else color.mode
 
     def read(
-        self, pictures: Sequence[bytes], accelerator: Accelerator | None
+        self, pictures: Sequence[EncodedPicture], accelerator: Accelerator | None
     ) -> list[Tensor | Exception]:
         """On the device where there is one; on its compute stream, as the caller sees to."""
         if accelerator is None:
             return self._host.read(pictures, None)
         return self.read_on(accelerator.device, pictures)
 
-    def read_on(self, device: torch.device, pictures: Sequence[bytes]) -> list[Tensor | Exception]:
+    def read_on(
+        self, device: torch.device, pictures: Sequence[EncodedPicture]
+    ) -> list[Tensor | Exception]:
         """The same on the current stream of `device`."""
-        headers = [self._plain_header(data) for data in pictures]
-        others = [data for data, header in zip(pictures, headers, strict=True) if header is None]
+        others = [one for one in pictures if not one.header.is_plain]
         elsewhere = iter(self._host.read(others, None) if others else [])
-        here = self._decoded(
-            [
-                (data, header)
-                for data, header in zip(pictures, headers, strict=True)
-                if header is not None
-            ],
-            device,
-        )
-        return [next(elsewhere if header is None else here) for header in headers]
-
-    def _plain_header(self, data: bytes) -> PictureHeader | None:
-        try:
-            header = header_of(data, self._limits)
-        except PictureError:
-            return None  # whoever opens it has the sentence
-        return header if header.is_plain else None
+        here = self._decoded([one for one in pictures if one.header.is_plain], device)
+        return [next(here if one.header.is_plain else elsewhere) for one in pictures]
 
     def _decoded(
-        self, pictures: Sequence[tuple[bytes, PictureHeader]], device: torch.device
+        self, pictures: Sequence[EncodedPicture], device: torch.device
     ) -> Iterator[Tensor | Exception]:
         for some in _in_pieces(pictures):
             encoded = [
-                torch.frombuffer(bytearray(header.essence(data)), dtype=torch.uint8)
-                for data, header in some
+                torch.frombuffer(bytearray(one.header.essence(one.data)), dtype=torch.uint8)
+                for one in some
             ]
             try:
                 decoded = self._decode(encoded, self._mode, device)
@@ -122,33 +108,29 @@ class DeviceReader:
                 if is_device_error(error) or is_out_of_memory(error):
                     raise
                 # One of them is damaged, and the decoder does not say which: Pillow does.
-                yield from self._host.read([data for data, _ in some], None)
+                yield from self._host.read(some, None)
                 continue
-            for picture, (_, header) in zip(decoded, some, strict=True):
-                yield self._prepared(picture, header)
+            for picture, one in zip(decoded, some, strict=True):
+                yield self._prepared(picture, one.header.orientation)
 
-    def _prepared(self, picture: Tensor, header: PictureHeader) -> Tensor | Exception:
+    def _prepared(self, picture: Tensor, orientation: int) -> Tensor | Exception:
         try:
-            turned = header.orientation
-            row = picture_on_device(picture, turned, self._preprocessing, self._limits)
+            row = picture_on_device(picture, orientation, self._preprocessing, self._limits)
         except PictureError as error:
             return error
         return row.unsqueeze(0)
 
 
-def _in_pieces(
-    pictures: Sequence[tuple[bytes, PictureHeader]],
-) -> Iterator[list[tuple[bytes, PictureHeader]]]:
+def _in_pieces(pictures: Sequence[EncodedPicture]) -> Iterator[list[EncodedPicture]]:
     """As many at once as fit into `MOST_PIXELS`; a larger one alone."""
-    some: list[tuple[bytes, PictureHeader]] = []
+    some: list[EncodedPicture] = []
     num_pixels = 0
-    for data, header in pictures:
-        pixels = header.width * header.height
-        if some and num_pixels + pixels > MOST_PIXELS:
+    for one in pictures:
+        if some and num_pixels + one.num_pixels > MOST_PIXELS:
             yield some
             some, num_pixels = [], 0
-        some.append((data, header))
-        num_pixels += pixels
+        some.append(one)
+        num_pixels += one.num_pixels
     if some:
         yield some
 
@@ -193,7 +175,7 @@ def measure_drift(
     Raises:
         RuntimeError: a picture could not be decoded.
     """
-    pictures = [as_jpeg(picture) for picture in pixels]
+    pictures = [encoded_picture(as_jpeg(picture), PictureLimits()) for picture in pixels]
     here = _all_of(reader.read_on(device, pictures)).to(device)
     there = _all_of(reader.read(pictures, None)).to(device)
     finish = preprocessing.finisher(device)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from app.engine.crew import Crew
 from app.engine.pipeline import Accelerator
-from models.picture import PictureError
+from models.picture import EncodedPicture, PictureError
 
 
 class Reader(Protocol):
@@ -23,7 +23,7 @@ class Reader(Protocol):
     dtype: torch.dtype
 
     def read(
-        self, pictures: Sequence[bytes], accelerator: Accelerator | None
+        self, pictures: Sequence[EncodedPicture], accelerator: Accelerator | None
     ) -> "list[Tensor | Exception]":
         """A row `[1, *row_shape]` of each, or why there is none.
 
@@ -41,7 +41,7 @@ class CrewReader:
 
     def __init__(
         self,
-        decode: Callable[[bytes], Tensor],
+        decode: Callable[[EncodedPicture], Tensor],
         row_shape: tuple[int, ...],
         crew: Crew,
         dtype: torch.dtype = torch.float32,
@@ -52,15 +52,15 @@ class CrewReader:
         self._crew = crew
 
     def read(
-        self, pictures: Sequence[bytes], accelerator: Accelerator | None
+        self, pictures: Sequence[EncodedPicture], accelerator: Accelerator | None
     ) -> "list[Tensor | Exception]":
         """In host memory, whoever asks."""
         del accelerator
         return self._crew.map(self._one, pictures)
 
-    def _one(self, data: bytes) -> "Tensor | Exception":
+    def _one(self, picture: EncodedPicture) -> "Tensor | Exception":
         try:
-            return self._decode(data)
+            return self._decode(picture)
         except Exception as error:
             # The edge of a request: whatever a decoder raises is this one's alone.
             return error
@@ -77,7 +77,11 @@ class Pictures:
     is_cpu = True
 
     def __init__(
-        self, encoded: Sequence[bytes], reader: Reader, first: int = 0, num_all: int | None = None
+        self,
+        encoded: Sequence[EncodedPicture],
+        reader: Reader,
+        first: int = 0,
+        num_all: int | None = None,
     ) -> None:
         self.encoded = encoded
         self.reader = reader
