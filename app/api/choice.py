@@ -7,8 +7,6 @@ to the same of two versions that share an alias.
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-from app.engine.live import LiveModels
-from app.engine.predictor import Predictor
 from app.errors import BadRequest
 
 PIN: Final = b"x-model-version"
@@ -23,13 +21,6 @@ class Asked(NamedTuple):
     name: str
     version: str | None
     canary_key: str | None
-
-
-async def chosen(
-    live: LiveModels, headers: Mapping[bytes, bytes], name: str, version: str | None
-) -> Predictor:
-    """The predictor for a request; raises as `LiveModels.get`, and BadRequest for its headers."""
-    return await live.get(*asked(headers, name, version))
 
 
 def asked(headers: Mapping[bytes, bytes], name: str, version: str | None) -> Asked:

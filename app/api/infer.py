@@ -9,28 +9,22 @@ import asyncio
 import time
 from collections.abc import Mapping
 from functools import partial
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from starlette.types import Receive, Scope, Send
-from torch import Tensor
 
 from app.api.caller import LONGEST_TIMEOUT_S, CallerGone, WhileCallerWaits, read_body, timeout_s
 from app.api.choice import Asked, asked
 from app.api.compression import LARGEST_RATIO, accepted_encoding, deflate, inflate
+from app.api.inference import INLINE_BYTES, Fields, Inference
 from app.api.repeated_request import BEGIN
 from app.api.v2_form import KnownForm
 from app.api.v2_model import ACCEPTED_DATATYPES, batch_of, numbers_of, outputs_of, queue_priority
 from app.api.v2_request import InferRequest, parse_request
 from app.api.v2_response import Answer, encode_answer, select_outputs
 from app.api.v2_tensors import Limits
-from app.engine.item_queue import Answer as Outputs
 from app.engine.live import LiveModels
 from app.engine.predictor import Prediction, Predictor
-
-# Below this many bytes zlib and the parser hold the event loop for a few milliseconds at most.
-INLINE_BYTES: Final = 1024 * 1024
-
-Fields = list[tuple[bytes, bytes]]
 
 
 class InferHead(NamedTuple):
@@ -113,7 +107,7 @@ class InferRoute:
 
     def begin(
         self, head: InferHead, form: KnownForm, scope: Scope, body: bytes
-    ) -> "Inference | None":
+    ) -> Inference | None:
         """Let a model begin with `body`; None where something has to be waited for first.
 
         Raises:
@@ -129,7 +123,8 @@ class InferRoute:
         if batch is None or not batch.shape[0]:
             return None
         deadline = head.deadline(request, arrived, self._timeout_s)
-        return Inference(predictor, request, batch, deadline)
+        encode = partial(encoded, predictor, request)
+        return Inference(predictor, batch, deadline, queue_priority(request.priority), encode)
 
     async def _inflated(self, body: bytes | bytearray, encoding: str) -> bytes | bytearray:
         if encoding == "identity":
@@ -160,32 +155,6 @@ class InferRoute:
         scope["prediction"] = prediction
         scope["decode_ms"] += prediction.decode_ms
         return prediction
-
-
-class Inference:
-    """One request that a model has begun with."""
-
-    __slots__ = ("_item", "_lane", "_predictor", "_request", "future")
-
-    def __init__(
-        self, predictor: Predictor, request: InferRequest, batch: Tensor, deadline: float
-    ) -> None:
-        self._predictor = predictor  # lives for as long as somebody holds on to it
-        self._request = request
-        self._lane = predictor.lane_of(batch)
-        self._item = self._lane.begin(batch, deadline, queue_priority(request.priority))
-        self.future: asyncio.Future[Outputs] = self._item.future
-
-    def end(self) -> tuple[bytes, Fields]:
-        """The body of the answer and its fields; once the future is done.
-
-        Raises:
-            asyncio.CancelledError: the future was cancelled.
-            ServiceError, V2Error: as the route would tell them.
-        """
-        self._lane.end(self._item)
-        predictor = self._predictor
-        return encoded(predictor, self._request, predictor.prediction(self.future.result()))
 
 
 def encoded(

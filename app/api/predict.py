@@ -7,23 +7,27 @@ OpenAPI entry stands in `app/api/schema.py`.
 import base64
 import binascii
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qs
 
 import numpy as np
 import orjson
 import torch
-from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 from torch import Tensor
 
 from app.api.caller import CallerGone, WhileCallerWaits, read_body, timeout_s
-from app.api.choice import chosen
+from app.api.choice import Asked, asked
+from app.api.inference import INLINE_BYTES, Fields, Inference
 from app.api.multipart import parse_form
+from app.api.repeated_request import BEGIN
 from app.engine.live import LiveModels
 from app.engine.pictures import Rows
 from app.engine.predictor import Prediction, Predictor
+from app.engine.schedule import NORMAL
 from app.errors import BadInput, BadRequest, ForwardFailed, MediaTypeRefused
 
 DEFAULT_TOP_K: Final = 5
@@ -60,58 +64,120 @@ class PredictRoute:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; errors are told by the application's handlers."""
-        began = time.perf_counter()
+        began, arrived = time.perf_counter(), time.monotonic()
         headers = dict(scope["headers"])
-        deadline = time.monotonic() + self._patience_s(headers)
-        name, _, version = scope["path_params"]["model"].replace("@", ":").partition(":")
-        predictor = await chosen(self._live, headers, name, version or None)
+        head = PredictHead.of(scope, headers)
+        deadline = head.deadline(arrived, self._timeout_s)
+        predictor = await self._live.get(*head.asked)
         scope["model"] = predictor  # for the count of requests by model and version
         # Under overload most are refused: what they bring is not even read.
         predictor.foresee(1, deadline)
         try:
             body = await read_body(receive, headers.get(b"content-length"), self._max_body_bytes)
             with WhileCallerWaits(receive):
-                answer = await self._answer(scope, predictor, headers, body, deadline, began)
+                inputs = read_inputs(head.content_type, bytes(body), head.top_k, self._max_inputs)
+                batch = await batch_of(predictor, inputs, deadline, self._max_inputs)
+                decoded_ms = (time.perf_counter() - began) * 1000
+                prediction = await predictor.predict(batch, deadline)
         except CallerGone:
             return
-        named = {"X-Model-Version": str(answer["version"])}
-        response = Response(orjson.dumps(answer), headers=named, media_type="application/json")
-        await response(scope, receive, send)
+        scope["prediction"], scope["decode_ms"] = prediction, decoded_ms + prediction.decode_ms
+        answer, fields = encoded(predictor, inputs.top_k, began, decoded_ms, prediction)
+        fields.append((b"content-length", b"%d" % len(answer)))
+        await send({"type": "http.response.start", "status": 200, "headers": fields})
+        await send({"type": "http.response.body", "body": answer})
+        scope[BEGIN] = partial(self.begin, head)
 
-    async def _answer(
-        self,
-        scope: Scope,
-        predictor: Predictor,
-        headers: dict[bytes, bytes],
-        body: bytes | bytearray,
-        deadline: float,
-        began: float,
-    ) -> dict[str, Any]:
-        content_type = headers.get(b"content-type", b"").decode("latin-1")
-        inputs = read_inputs(content_type, bytes(body), _query_top_k(scope), self._max_inputs)
-        batch = await batch_of(predictor, inputs, deadline, self._max_inputs)
-        decoded = time.perf_counter()
-        prediction = await predictor.predict(batch, deadline)
-        decode_ms = (decoded - began) * 1000 + prediction.decode_ms
-        scope["prediction"], scope["decode_ms"] = prediction, decode_ms
-        computed = time.perf_counter_ns()
-        predictions = _labelled(predictor, prediction, inputs.top_k)
-        predictor.encode_time.add(time.perf_counter_ns() - computed)
-        return {
-            "model": predictor.name,
-            "version": predictor.version,
-            "predictions": predictions,
-            "time_ms": {
-                "decode": round(decode_ms, 3),
-                "queue": round(prediction.queue_ms, 3),
-                "compute": round(prediction.compute_ms, 3),
-                "total": round((time.perf_counter() - began) * 1000, 3),
-            },
-        }
+    def begin(self, head: "PredictHead", scope: Scope, body: bytes) -> Inference | None:
+        """Let a model begin with `body`; None where something has to be waited for first.
 
-    def _patience_s(self, headers: dict[bytes, bytes]) -> float:
-        said = headers.get(b"x-request-timeout-ms")
-        return self._timeout_s if said is None else timeout_s(said)
+        Raises:
+            ServiceError, PictureError: as the route would tell them.
+        """
+        began, arrived = time.perf_counter(), time.monotonic()
+        predictor = self._live.get_nowait(*head.asked)
+        if predictor is None or predictor.is_copied or len(body) > INLINE_BYTES:
+            return None
+        scope["model"] = predictor
+        deadline = head.deadline(arrived, self._timeout_s)
+        if predictor.num_waiting_rows:
+            predictor.foresee(1, deadline)
+        inputs = read_inputs(head.content_type, body, head.top_k, self._max_inputs)
+        check_count(inputs, self._max_inputs)
+        if inputs.pictures:
+            batch = predictor.rows_at_once(inputs.pictures)
+        else:
+            batch = numbers_to_batch(inputs.numbers, predictor.input_shape, self._max_inputs)
+        if batch is None:
+            return None
+        decoded_ms = (time.perf_counter() - began) * 1000
+        encode = partial(encoded, predictor, inputs.top_k, began, decoded_ms)
+        return Inference(predictor, batch, deadline, NORMAL, encode)
+
+
+def encoded(
+    predictor: Predictor, top_k: int, began: float, decoded_ms: float, prediction: Prediction
+) -> tuple[bytes, Fields]:
+    """The body of an answer, and the fields that describe it but for its length.
+
+    Args:
+        began: when the request came, of `time.perf_counter`.
+        decoded_ms: from then until its rows were ready, or ready to wait for their turn.
+
+    Raises:
+        ForwardFailed: a number that is not finite.
+    """
+    computed = time.perf_counter_ns()
+    predictions = _labelled(predictor, prediction, top_k)
+    predictor.encode_time.add(time.perf_counter_ns() - computed)
+    answer = {
+        "model": predictor.name,
+        "version": predictor.version,
+        "predictions": predictions,
+        "time_ms": {
+            "decode": round(decoded_ms + prediction.decode_ms, 3),
+            "queue": round(prediction.queue_ms, 3),
+            "compute": round(prediction.compute_ms, 3),
+            "total": round((time.perf_counter() - began) * 1000, 3),
+        },
+    }
+    version = b"%d" % predictor.version
+    return orjson.dumps(answer), [
+        (b"content-type", b"application/json"),
+        (b"x-model-version", version),
+    ]
+
+
+class PredictHead(NamedTuple):
+    """What the head of a request says.
+
+    Attributes:
+        asked: which version is to answer.
+        top_k: of the query; None where it is not there.
+        timeout_s: None where it was not said.
+    """
+
+    asked: Asked
+    content_type: str
+    top_k: str | None
+    timeout_s: float | None
+
+    @classmethod
+    def of(cls, scope: Scope, headers: Mapping[bytes, bytes]) -> "PredictHead":
+        """Read from a request; raises BadRequest for a field that says nothing."""
+        timeout = headers.get(b"x-request-timeout-ms")
+        said_s = None if timeout is None else timeout_s(timeout)
+        name, _, version = scope["path_params"]["model"].replace("@", ":").partition(":")
+        return cls(
+            asked(headers, name, version or None),
+            headers.get(b"content-type", b"").decode("latin-1"),
+            _query_top_k(scope),
+            said_s,
+        )
+
+    def deadline(self, arrived: float, usual_s: float) -> float:
+        """As the header says; `usual_s` after `arrived` where it does not."""
+        return arrived + (usual_s if self.timeout_s is None else self.timeout_s)
 
 
 def _query_top_k(scope: Scope) -> str | None:
@@ -211,9 +277,14 @@ async def batch_of(predictor: Predictor, inputs: Inputs, deadline: float, max_in
     """
     if not inputs.pictures:
         return numbers_to_batch(inputs.numbers, predictor.input_shape, max_inputs)
+    check_count(inputs, max_inputs)
+    return await predictor.rows_of(inputs.pictures, deadline)
+
+
+def check_count(inputs: Inputs, max_inputs: int) -> None:
+    """Raises BadInput for too many pictures."""
     if len(inputs.pictures) > max_inputs:
         raise BadInput(f"{len(inputs.pictures)} pictures were sent; the limit is {max_inputs}")
-    return await predictor.rows_of(inputs.pictures, deadline)
 
 
 def numbers_to_batch(numbers: Any, shape: tuple[int, ...], max_inputs: int) -> Tensor:

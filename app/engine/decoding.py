@@ -135,6 +135,20 @@ class Decoder:
                 return None
         return None if all(map(_is_small, encoded)) else Pictures(encoded, reader)
 
+    def at_once(
+        self, pictures: Sequence[bytes], preprocessing: Preprocessing, *, finished: bool = True
+    ) -> Tensor | None:
+        """As `decode`, here and now; None where a picture is too large for that."""
+        read = self._finished if finished else self._pixels
+        rows = []
+        for index, data in enumerate(pictures[: IN_TURN_PICTURES + 1]):
+            with _naming(index, len(pictures)):
+                small = self._if_small(data) if index < IN_TURN_PICTURES else None
+                if small is None:
+                    return None
+                rows.append(read(small, preprocessing))
+        return rows[0] if len(rows) == 1 else torch.cat(rows)
+
     def device_reader(self, preprocessing: Preprocessing) -> DeviceReader | None:
         """What lets a device decode; None where it does not, or cannot do these steps."""
         if self._on_device is None or not is_possible(preprocessing):
@@ -207,14 +221,19 @@ class Decoder:
     def _start(
         self, data: bytes, preprocessing: Preprocessing, deadline: float, read: Read
     ) -> "Tensor | asyncio.Future[Tensor]":
-        if len(data) <= INLINE_BYTES:
-            picture = encoded_picture(data, self.limits)
-            if _is_small(picture):
-                return read(picture, preprocessing)
+        small = self._if_small(data)
+        if small is not None:
+            return read(small, preprocessing)
         loop = asyncio.get_running_loop()
         return loop.run_in_executor(
             self._threads, self._within_budget, data, preprocessing, deadline, read
         )
+
+    def _if_small(self, data: bytes) -> EncodedPicture | None:
+        if len(data) > INLINE_BYTES:
+            return None
+        picture = encoded_picture(data, self.limits)
+        return picture if _is_small(picture) else None
 
     def _within_budget(
         self, data: bytes, preprocessing: Preprocessing, deadline: float, read: Read

@@ -1,0 +1,49 @@
+"""One request that a model has begun with, and how its answer is written."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+from app.engine.item_queue import Answer as Outputs
+from app.engine.pictures import Rows
+from app.engine.predictor import Prediction, Predictor
+
+# Below this many bytes zlib and a parser hold the event loop for a few milliseconds at most.
+INLINE_BYTES: Final = 1024 * 1024
+
+Fields = list[tuple[bytes, bytes]]
+Encode = Callable[[Prediction], tuple[bytes, Fields]]
+
+
+class Inference:
+    """Rows on their way through a model, without a task of their own.
+
+    Args:
+        predictor: lives for as long as somebody holds on to it.
+        rows: as `Predictor.predict` takes them.
+        encode: makes the body of the answer, and the fields that describe it but for its length.
+
+    Raises:
+        As `Lane.begin`.
+    """
+
+    __slots__ = ("_encode", "_item", "_lane", "_predictor", "future")
+
+    def __init__(
+        self, predictor: Predictor, rows: Rows, deadline: float, priority: int, encode: Encode
+    ) -> None:
+        self._predictor = predictor
+        self._encode = encode
+        self._lane = predictor.lane_of(rows)
+        self._item = self._lane.begin(rows, deadline, priority)
+        self.future: asyncio.Future[Outputs] = self._item.future
+
+    def end(self) -> tuple[bytes, Fields]:
+        """What `encode` makes; once the future is done.
+
+        Raises:
+            asyncio.CancelledError: the future was cancelled.
+            ServiceError, V2Error, PictureError: as the route would tell them.
+        """
+        self._lane.end(self._item)
+        return self._encode(self._predictor.prediction(self.future.result()))
