@@ -186,7 +186,8 @@ async def test_a_request_for_which_there_is_no_place_is_not_read(store: ModelSto
         async def send(message: Message) -> None:
             raise AssertionError(f"it was answered: {message}")
 
-        scope = {"type": "http", "headers": [], "query_string": b"", "path_params": {"model": "digits"}}
+        scope = {"type": "http", "headers": [], "query_string": b""}
+        scope["path_params"] = {"model": "digits"}
         async with bench.busy(predictor):
             waits = asyncio.ensure_future(ask(predictor, *[png(1)] * 16))
             await asyncio.sleep(0.01)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import torch
@@ -94,10 +95,14 @@ def predict(body: bytes, kind: str, model: str = "small", **fields: str) -> byte
     return f"POST /v1/models/{model}/predict HTTP/1.1\r\n{lines}\r\n".encode() + body
 
 
-def form(*pictures: bytes, model: str = "small") -> bytes:
-    part = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n%b\r\n'
-    body = b"".join(part % picture for picture in pictures) + b"--x--\r\n"
-    return predict(body, "multipart/form-data; boundary=x", model)
+PART = b'--%b\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n%b\r\n'
+
+
+def form(*pictures: bytes, model: str = "small", boundary: str = "x", said: str = "") -> bytes:
+    """A form; its head may say another boundary than its body has."""
+    parts = [PART % (boundary.encode(), picture) for picture in pictures]
+    body = b"".join(parts) + b"--%b--\r\n" % boundary.encode()
+    return predict(body, f"multipart/form-data; boundary={said or boundary}", model)
 
 
 def numbers(seed: int, model: str = "small") -> bytes:
@@ -171,6 +176,43 @@ def test_a_fault_is_told_as_ever_and_the_next_is_answered(
     assert repeated.status == alone.status
     assert repeated.error["message"] == alone.error["message"]
     assert said(client.send(good).answer()) == said(first)
+
+
+def test_each_form_has_a_boundary_of_its_own(
+    server: RunningServer, client: RawClient, usual: list[str]
+) -> None:
+    names = ["x", "another", "-----x", "7" * 70, "x"]
+    requests = [form(png(0, 96), model="large", boundary=name) for name in names]
+    answers = [said(client.send(request).answer()) for request in requests]
+    assert len(usual) == 1
+    assert answers == [said(server.ask(requests[0]))] * len(requests)
+    wrong = form(png(0, 96), model="large", boundary="x", said="y")
+    assert client.send(wrong).answer().error == server.ask(wrong).error
+    for unusual in ("a b", '"quoted"', "8" * 71, "a=b", "x; charset=utf-8"):
+        request = form(png(0, 96), model="large", boundary="x", said=unusual)
+        assert client.send(request).answer().status == server.ask(request).status
+        assert client.send(requests[1]).answer().status == 200
+
+
+def test_a_form_whose_head_is_known_may_take_the_usual_way(client: RawClient) -> None:
+    """It is read by its own boundary there too."""
+    file = io.BytesIO()
+    Image.new("L", (1600, 1400), 7).save(file, "PNG")
+    for data in (png(0, 96), file.getvalue(), png(1, 96), file.getvalue()):
+        for boundary in ("one", "two"):
+            request = form(data, model="large", boundary=boundary)
+            assert client.send(request).answer().status == 200
+
+
+def test_a_client_that_draws_boundaries_is_answered_so(
+    server: RunningServer, usual: list[str]
+) -> None:
+    address = f"http://127.0.0.1:{server.port}/v1/models/large/predict"
+    with httpx.Client() as client:
+        for seed in range(4):
+            answer = client.post(address, files={"file": ("a.png", png(seed, 96))})
+            assert answer.status_code == 200
+    assert len(usual) == 1
 
 
 def test_a_large_picture_takes_the_usual_way_each_time(client: RawClient, usual: list[str]) -> None:

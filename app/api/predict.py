@@ -102,7 +102,10 @@ class PredictRoute:
         deadline = head.deadline(arrived, self._timeout_s)
         if predictor.num_waiting_rows:
             predictor.foresee(1, deadline)
-        inputs = read_inputs(head.content_type, body, head.top_k, self._max_inputs)
+        content_type = head.content_type
+        if content_type.startswith("multipart/"):  # a form has its own boundary
+            content_type = dict(scope["headers"])[b"content-type"].decode("latin-1")
+        inputs = read_inputs(content_type, body, head.top_k, self._max_inputs)
         check_count(inputs, self._max_inputs)
         if inputs.pictures:
             batch = predictor.rows_at_once(inputs.pictures)
@@ -282,7 +285,7 @@ async def batch_of(predictor: Predictor, inputs: Inputs, deadline: float, max_in
 
 
 def check_count(inputs: Inputs, max_inputs: int) -> None:
-    """Raises BadInput for too many pictures."""
+    """Refuse too many pictures; raises BadInput."""
     if len(inputs.pictures) > max_inputs:
         raise BadInput(f"{len(inputs.pictures)} pictures were sent; the limit is {max_inputs}")
 

@@ -15,6 +15,7 @@ from app.api.error_answers import error_response, log_unless_known
 from app.errors import refusal_of
 from app.http.access import AccessLog
 from app.http.answer import CALLER_LEFT, lines_of
+from app.http.known_head import with_boundary
 from app.http.origin import OriginGuard
 from app.http.repeat import Reply
 
@@ -70,13 +71,17 @@ class RepeatedRequest:
         self._request_id = guard.request_id
         self._given_id = dict(scope["headers"]).get(b"x-request-id")
 
-    def __call__(self, body: bytes, reply: Reply) -> Callable[[], object] | None:
+    def __call__(
+        self, body: bytes, boundary: bytes | None, reply: Reply
+    ) -> Callable[[], object] | None:
         """Begin to answer."""
         if len(body) > self._max_body_bytes:
             return None
         began = time.perf_counter()
         request_id = self._request_id(self._given_id)
         scope = {**self._scope, "state": {"request_id": request_id.decode()}}
+        if boundary is not None:
+            scope["headers"] = with_boundary(scope["headers"], boundary)
         exchange = _Exchange(self, scope, request_id, reply, began)
         try:
             self._admit(scope)

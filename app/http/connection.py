@@ -18,7 +18,7 @@ from uvicorn.server import ServerState
 
 from app.http.chunks import ChunkedBody
 from app.http.head import CHUNKED, HeadGrammar, UpgradeAsked, check_unfinished, without_upgrade
-from app.http.known_head import KnownHead
+from app.http.known_head import OTHER, KnownHead
 from app.http.limits import HttpLimits
 from app.http.refusal import CLOSED_CONTENT_POLICY, SAFE_HEADERS, HttpRefusal
 from app.http.watch import Watch
@@ -94,8 +94,7 @@ class GuardedConnection(asyncio.Protocol):
         self._head_until: float | None = None
         self._held = b""
         self._known_head = KnownHead()
-        # Of the request that repeats it: its own head, and all of it.
-        self._head_bytes = self._request_bytes = 0
+        self._repeated = OTHER
         self._chunks: ChunkedBody | None = None
         self._left = 0
         self._body_since = 0.0
@@ -128,9 +127,9 @@ class GuardedConnection(asyncio.Protocol):
         phase = self._phase
         if phase is WAITING:
             # A client repeats its head, and what was good once is good again.
-            head_bytes, request_bytes = self._known_head.matches(data)
-            if head_bytes and len(data) <= request_bytes:
-                self._head_bytes, self._request_bytes = head_bytes, request_bytes
+            repeated = self._known_head.matches(data)
+            if repeated.head_bytes and len(data) <= repeated.request_bytes:
+                self._repeated = repeated
                 self._repeat_head(data)
             else:
                 self._begin(data)
@@ -162,7 +161,7 @@ class GuardedConnection(asyncio.Protocol):
 
     def _repeat_head(self, data: bytes) -> None:
         """Take a request with the known head, or the start of its body."""
-        if len(data) == self._request_bytes:
+        if len(data) == self._repeated.request_bytes:
             self._phase = ANSWERING
             self.deadline = NEVER
             self._feed_again(data)
@@ -176,14 +175,15 @@ class GuardedConnection(asyncio.Protocol):
     def _gather(self, data: bytes) -> None:
         """Take a further part of a body, and go on once it is whole."""
         gathered = self._held + data
-        self._held = gathered[self._request_bytes :]
-        if len(gathered) < self._request_bytes:
+        request_bytes = self._repeated.request_bytes
+        self._held = gathered[request_bytes:]
+        if len(gathered) < request_bytes:
             self._held = gathered
             self._extend_body_deadline(len(data))
         else:
             self._phase = ANSWERING
             self.deadline = NEVER
-            self._feed_again(gathered[: self._request_bytes])
+            self._feed_again(gathered[:request_bytes])
 
     def _begin(self, data: bytes, seen_bytes: int = 0) -> None:
         """Take the start of a request, of which `seen_bytes` were looked at before."""

@@ -11,7 +11,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from app.http.connection import UNREADABLE, GuardedConnection
 from app.http.cycle import Cycle, HeaderLines
-from app.http.known_head import KnownHead
+from app.http.known_head import KnownHead, with_boundary, with_length
 from app.http.repeat import EXTENSION, Repeat
 
 MAX_GATHERED_BYTES: Final = 1024 * 1024
@@ -60,7 +60,7 @@ class HttpToolsConnection(GuardedConnection, HttpToolsProtocol):
         self._start(self.scope, keep_alive)
 
     def _may_gather(self) -> bool:
-        return self._repeat is not None and self._request_bytes <= MAX_GATHERED_BYTES
+        return self._repeat is not None and self._repeated.request_bytes <= MAX_GATHERED_BYTES
 
     def _take(self, head: KnownHead, repeat: Repeat) -> None:
         """Take an offer, unless it comes so late that another head is known by now."""
@@ -68,21 +68,20 @@ class HttpToolsConnection(GuardedConnection, HttpToolsProtocol):
             self._repeat = repeat
 
     def _feed_again(self, data: bytes) -> None:
-        """The scope as before: only the body is new, and its length."""
+        """The scope as before: only the body is new, with its length and its boundary."""
         if self._known_scope is None:
             self._feed(data)
             return
-        body = data[self._head_bytes :]
+        head_bytes, _, boundary = self._repeated
+        body = data[head_bytes:]
         if self._repeat is not None and not self.flow.write_paused:
-            self._give_up = self._repeat(body, self._reply)
+            self._give_up = self._repeat(body, boundary, self._reply)
             if self._give_up is not None:
                 return
         self.scope = self._repeatable(self._known_scope)
-        if self._known_head.has_length:
-            self.scope["headers"] = [
-                field if field[0] != b"content-length" else (b"content-length", b"%d" % len(body))
-                for field in self.scope["headers"]
-            ]
+        self.scope["headers"] = with_length(self.scope["headers"], len(body))
+        if boundary is not None:
+            self.scope["headers"] = with_boundary(self.scope["headers"], boundary)
         self._start(self.scope, True).whole_body = body
 
     def _reply(self, status: int, lines: bytes, body: bytes) -> None:

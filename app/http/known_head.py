@@ -1,13 +1,42 @@
-"""A head that was good: another one that differs in the length of its body alone is as good."""
+"""A head that was good: another one that differs in what every request has anew is as good.
+
+That is the length of its body, and the boundary of its form, which clients draw each time.
+"""
 
 import re
-from typing import Final
+from collections.abc import Iterable
+from typing import Final, NamedTuple
 
 MAX_HEAD_BYTES: Final = 2048
 MAX_DIGITS: Final = 10
+MAX_BOUNDARY_BYTES: Final = 70
 LENGTH: Final = re.compile(
     rb"\r\ncontent-length:[ \t]*([0-9]{1,%d})[ \t]*\r" % MAX_DIGITS, re.IGNORECASE
 )
+CONTENT_TYPE: Final = re.compile(rb"\r\ncontent-type:", re.IGNORECASE)
+LETTERS: Final = re.compile(rb"[0-9A-Za-z_-]{1,%d}" % MAX_BOUNDARY_BYTES)
+BOUNDARY: Final = re.compile(
+    rb"\r\ncontent-type: multipart/form-data; boundary=(%b)\r" % LETTERS.pattern, re.IGNORECASE
+)
+
+Fields = list[tuple[bytes, bytes]]
+
+
+class Repeated(NamedTuple):
+    """What a known head says anew.
+
+    Attributes:
+        head_bytes, request_bytes: how long the head is, and the whole request; zeros for a head
+            that is not known.
+        boundary: of its form; None where it brings none.
+    """
+
+    head_bytes: int
+    request_bytes: int
+    boundary: bytes | None
+
+
+OTHER: Final = Repeated(0, 0, None)
 
 
 class KnownHead:
@@ -17,29 +46,61 @@ class KnownHead:
         head: as `HeadGrammar` let it pass, not chunked; empty where none is known.
     """
 
-    __slots__ = ("_after", "_before", "has_length")
+    __slots__ = ("_before", "_rest")
 
     def __init__(self, head: bytes = b"") -> None:
-        found = LENGTH.search(head)
-        self.has_length = found is not None
-        start, end = (len(head), len(head)) if found is None else found.span(1)
-        known = len(head) <= MAX_HEAD_BYTES
-        self._before, self._after = (head[:start], head[end:]) if known else (b"", b"")
+        self._before = b""
+        # What differs, and what follows it until the next that does: longest, is it the length.
+        self._rest: list[tuple[int, bool, bytes]] = []
+        if len(head) > MAX_HEAD_BYTES:
+            return
+        boundary = BOUNDARY.search(head) if len(CONTENT_TYPE.findall(head)) == 1 else None
+        found = sorted(
+            (*one.span(1), one is not boundary)
+            for one in (LENGTH.search(head), boundary)
+            if one is not None
+        )
+        starts = [start for start, _, _ in found] + [len(head)]
+        self._before = head[: starts[0]]
+        for (_, end, is_length), until in zip(found, starts[1:], strict=True):
+            longest = MAX_DIGITS if is_length else MAX_BOUNDARY_BYTES
+            self._rest.append((longest, is_length, head[end:until]))
 
     def __bool__(self) -> bool:
         return bool(self._before)
 
-    def matches(self, data: bytes) -> tuple[int, int]:
-        """How long the head that `data` begins with is, and the request; zeros for another head."""
-        before, after = self._before, self._after
+    def matches(self, data: bytes) -> Repeated:
+        """What the head that `data` begins with says anew."""
+        before = self._before
         if not before or not data.startswith(before):
-            return 0, 0
-        start = end = len(before)
-        length = 0
-        if self.has_length:
-            end = data.find(b"\r", start, start + MAX_DIGITS + 1)
-            digits = data[start:end]
-            if end < 0 or not digits.isdigit() or not data.startswith(after, end):
-                return 0, 0
-            length = int(digits)
-        return end + len(after), end + len(after) + length
+            return OTHER
+        at, length, boundary = len(before), 0, None
+        for longest, is_length, after in self._rest:
+            end = data.find(b"\r", at, at + longest + 1)
+            if end < 0 or not data.startswith(after, end):
+                return OTHER
+            said = data[at:end]
+            if is_length:
+                if not said.isdigit():
+                    return OTHER
+                length = int(said)
+            elif LETTERS.fullmatch(said):
+                boundary = said
+            else:
+                return OTHER
+            at = end + len(after)
+        return Repeated(at, at + length, boundary)
+
+
+def with_length(fields: Iterable[tuple[bytes, bytes]], num_bytes: int) -> Fields:
+    """The fields of a head for another body, where they say its length at all."""
+    length = b"%d" % num_bytes
+    return [(name, length if name == b"content-length" else said) for name, said in fields]
+
+
+def with_boundary(fields: Iterable[tuple[bytes, bytes]], boundary: bytes) -> Fields:
+    """The fields of a head that brings a form, for another form."""
+    return [
+        (name, said[: said.rindex(b"=") + 1] + boundary if name == b"content-type" else said)
+        for name, said in fields
+    ]

@@ -26,8 +26,12 @@ class Reply(Protocol):
 class Repeat(Protocol):
     """Answers a request by its body."""
 
-    def __call__(self, body: bytes, reply: Reply) -> Callable[[], object] | None:
+    def __call__(
+        self, body: bytes, boundary: bytes | None, reply: Reply
+    ) -> Callable[[], object] | None:
         """Begin to answer, or return None for a request that has to take the usual way.
+
+        `boundary` is that of its form, which the head says anew; None where it brings no form.
 
         It raises nothing. `reply` is called once, now or later, unless the caller goes before:
         then what was returned is called, which does no harm when all is over.
