@@ -38,14 +38,13 @@ class JsonForm(NamedTuple):
         text = body[len(before) : len(body) - len(after)]
         if len(body) > limits.max_json_bytes or text.find(b"[", 1) >= 0 or b'"' in text:
             return None
-        (tensor,) = self.request.inputs
-        name, datatype, shape, _ = tensor
+        ((name, datatype, shape, _),) = self.request.inputs
         try:
             numbers = numbers_in(text, datatype)
             data = data_from_json(name, DATATYPES[datatype], shape, numbers, text)
         except (V2Error, ValueError, TypeError, RuntimeError):
             return None  # the usual way has the sentence
-        return self.request._replace(inputs=[tensor._replace(data=data)])
+        return _with_inputs(self.request, [NamedTensor(name, datatype, shape, data)])
 
 
 class Place(NamedTuple):
@@ -86,7 +85,7 @@ class BinaryForm(NamedTuple):
             )
             for place in self.places
         ]
-        return self.request._replace(inputs=tensors)
+        return _with_inputs(self.request, tensors)
 
 
 class KnownForm:
@@ -147,4 +146,9 @@ def _binary_form(body: bytes, length: int, request: InferRequest) -> BinaryForm 
 
 
 def _without_data(request: InferRequest) -> InferRequest:
-    return request._replace(inputs=[tensor._replace(data=[]) for tensor in request.inputs])
+    return _with_inputs(request, [tensor._replace(data=[]) for tensor in request.inputs])
+
+
+def _with_inputs(request: InferRequest, inputs: list[NamedTensor]) -> InferRequest:
+    """A third of the time of `_replace`, which takes names."""
+    return InferRequest(request.id, inputs, *request[2:])

@@ -152,17 +152,18 @@ def statistics(predictor: Predictor) -> dict[str, Any]:
 
 
 def _matched(predictor: Predictor, inputs: list[NamedTensor]) -> tuple[TensorSpec, NamedTensor]:
-    specs = {spec.name: spec for spec in predictor.inputs}
+    found = None
     for tensor in inputs:
-        if tensor.name not in specs:
+        found = next((spec for spec in predictor.inputs if spec.name == tensor.name), None)
+        if found is None:
             raise InputUnexpected(
-                f"{predictor.name} has no input {shown(tensor.name)}; it takes {_either(specs)}"
+                f"{predictor.name} has no input {shown(tensor.name)}; it takes {_either(predictor)}"
             )
-    if not inputs:
-        raise InputMissing(f"{predictor.name} takes {_either(specs)}")
+    if found is None:
+        raise InputMissing(f"{predictor.name} takes {_either(predictor)}")
     if len(inputs) > 1:
-        raise InputsConflict(f"{predictor.name} takes {_either(specs)}, not several at once")
-    spec, tensor = specs[inputs[0].name], inputs[0]
+        raise InputsConflict(f"{predictor.name} takes {_either(predictor)}, not several at once")
+    spec, tensor = found, inputs[0]
     accepted = ACCEPTED_DATATYPES.get(spec.datatype, (spec.datatype,))
     if tensor.datatype not in accepted:
         raise DatatypeRefused(
@@ -172,9 +173,9 @@ def _matched(predictor: Predictor, inputs: list[NamedTensor]) -> tuple[TensorSpe
 
 
 def _check_shape(spec: TensorSpec, tensor: NamedTensor, limits: Limits) -> None:
-    num_items, *rest = tensor.shape
-    single = spec.datatype == "BYTES" and rest == [1]  # [n, 1] is how some clients write [n]
-    if tuple(rest) != tuple(spec.shape) and not single:
+    num_items, rest = tensor.shape[0], tensor.shape[1:]
+    single = spec.datatype == "BYTES" and rest == (1,)  # [n, 1] is how some clients write [n]
+    if rest != spec.shape and not single:
         raise ShapeInvalid(
             f"input {spec.name!r} has shape {list(tensor.shape)}; "
             f"this model takes {[-1, *spec.shape]}, -1 being the batch"
@@ -183,8 +184,8 @@ def _check_shape(spec: TensorSpec, tensor: NamedTensor, limits: Limits) -> None:
         raise TooManyElements(f"{num_items} items were sent; the limit is {limits.max_items}")
 
 
-def _either(specs: dict[str, TensorSpec]) -> str:
-    return " or ".join(specs)
+def _either(predictor: Predictor) -> str:
+    return " or ".join(spec.name for spec in predictor.inputs)
 
 
 def _described(spec: TensorSpec) -> dict[str, Any]:
