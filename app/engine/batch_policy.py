@@ -9,9 +9,9 @@ from app.engine.batch_time import BatchSizes, BatchTime
 
 TINY_S = 0.001
 # A promise is the estimate times a margin. It grows with every promise that was broken and
-# shrinks with every one that was kept, so that it settles where one in a hundred is broken.
+# shrinks with every one that was kept, so that it settles where one in two hundred is broken.
 MARGIN, LEAST_MARGIN, MOST_MARGIN = 1.1, 1.0, 2.0
-BROKEN_STEP, KEPT_STEP = 0.02, 0.0002
+BROKEN_STEP, KEPT_STEP = 0.02, 0.0001
 # A batch is taken to fill up where so many times its rows are expected.
 PLENTY = 1.5
 
