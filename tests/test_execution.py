@@ -265,6 +265,24 @@ def test_a_compiled_function_serves_once_it_has_proved_itself(
     assert list((tmp_path / "cache").rglob("*.so")), "nothing was kept for the next start"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are counted as Linux tells them")
+def test_no_helper_of_a_trial_outlives_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More threads of OpenMP than processors, and those of the device do not spin any more."""
+    work = [lambda: None, lambda: torch.rand(1 << 22).exp().sum()]
+    num_threads = []
+    compiler, loaded = Compiler(tmp_path / "cache", 2), published(tmp_path)
+    monkeypatch.setattr(compiler, "_has_compiler", lambda: True)
+    monkeypatch.setattr(compiler, "_fill_cache", lambda *_: True)
+    for one in work:
+        monkeypatch.setattr(compiler, "_adopt", lambda *_, one=one: one())
+        compiler.submit(loaded, (1,), always=True)
+        compiler._thread.submit(lambda: None).result(timeout=60)
+        time.sleep(0.5)
+        num_threads.append(len(os.listdir("/proc/self/task")))
+    compiler.close()
+    assert num_threads[1] <= num_threads[0]
+
+
 @pytest.mark.slow
 def test_a_child_that_fails_leaves_eager_code_serving(
     tmp_path: Path, caplog: pytest.LogCaptureFixture

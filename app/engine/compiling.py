@@ -25,6 +25,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from app.engine.device_thread import compute_with
 from app.engine.execution import LEAST_GAIN, Execution, Reference, interleaved_best
 from app.engine.loading import LoadedVersion
 from models import checkpoint
@@ -113,12 +114,28 @@ class Compiler:
     ) -> None:
         try:
             if self._fill_cache(name, order):
-                torch.set_num_threads(order.num_threads)
-                for size in order.sizes:
-                    self._adopt(name, size, held, reference)
+                # On a thread that ends: those that OpenMP gives it end with it. While there are
+                # more of them than processors, none spins before it sleeps, and a compiled forward
+                # of the device's thread, which waits for its helper a hundred times, takes a
+                # quarter longer.
+                adopting = threading.Thread(
+                    target=self._adopt_all, args=(name, order, held, reference), name="adopt"
+                )
+                adopting.start()
+                adopting.join()
         except Exception:
             # The edge of a background task: eager code serves on.
             log.exception("%s is served without compilation", name)
+
+    def _adopt_all(
+        self, name: str, order: Order, held: "weakref.ref[Execution]", reference: Reference
+    ) -> None:
+        try:
+            compute_with(order.num_threads)
+            for size in order.sizes:
+                self._adopt(name, size, held, reference)
+        except Exception:
+            log.exception("%s is compiled no further", name)
 
     def _fill_cache(self, name: str, order: Order) -> bool:
         self._cache.mkdir(parents=True, exist_ok=True)

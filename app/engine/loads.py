@@ -13,8 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
-import torch
-
+from app.engine.device_thread import compute_with
 from app.engine.execution import Reference
 from app.engine.loading import LoadedVersion, LostWhileLoading
 from app.engine.memory import Memory
@@ -85,7 +84,7 @@ class Loads:
         self._failures: dict[Key, Failure] = {}
         # Few, and computing with one thread each: a load must not take the device's processors.
         self._threads = ThreadPoolExecutor(
-            NUM_THREADS, "load", initializer=torch.set_num_threads, initargs=(1,)
+            NUM_THREADS, "load", initializer=compute_with, initargs=(1,)
         )
 
     async def predictor(self, version: Version) -> Predictor:

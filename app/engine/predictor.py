@@ -14,6 +14,7 @@ from app.engine.batch import Run
 from app.engine.batch_policy import LaneOptions
 from app.engine.batcher import Batcher, Lane
 from app.engine.decoding import Decoder
+from app.engine.device_thread import compute_with
 from app.engine.item_queue import Answer
 from app.engine.loading import LoadedVersion
 from app.engine.pictures import Pictures, Rows
@@ -179,7 +180,7 @@ class Predictor:
             return pixels
         if pixels.numel() <= INLINE_ELEMENTS:
             return self.finished(pixels)
-        return await asyncio.to_thread(self.finished, pixels)
+        return await asyncio.to_thread(self._finished_beside, pixels)
 
     @property
     def is_copied(self) -> bool:
@@ -190,6 +191,11 @@ class Predictor:
         """What `predict` takes as the network takes it, float32 `[n, *input_shape]`."""
         as_bytes = batch.dtype is torch.uint8
         return self.manifest.preprocessing.finish(batch) if as_bytes else batch
+
+    def _finished_beside(self, pixels: Tensor) -> Tensor:
+        """The same on a thread whose helpers would stay, and take the processors of others."""
+        compute_with(1)
+        return self.finished(pixels)
 
     async def predict(self, batch: Rows, deadline: float, priority: int = 0) -> Prediction:
         """Answer a batch.
