@@ -144,6 +144,20 @@ def client(
         yield client
 
 
+@pytest.fixture
+def usual(app: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The path of every request that takes the usual way through the module's `app`."""
+    paths: list[str] = []
+    answer = app.hot_path.answer
+
+    async def watched(way: Any, scope: Any, *rest: Any) -> None:
+        paths.append(scope["path"])
+        await answer(way, scope, *rest)
+
+    monkeypatch.setattr(app.hot_path, "answer", watched)
+    return paths
+
+
 @pytest.fixture(scope="session")
 def digit_png() -> bytes:
     """A 64x64 grey picture as a browser would send it."""

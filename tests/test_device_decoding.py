@@ -212,6 +212,9 @@ def test_every_picture_has_its_own_row() -> None:
         assert row.dtype is torch.uint8
         assert differences(row[0], PREPROCESSING.picture(pictures[place])).max() <= 4, place
     assert isinstance(rows[4], PictureError)
+    for unreadable in (b"no picture", photograph(4)[:500]):
+        with pytest.raises(PictureError):
+            encoded(unreadable)
 
 
 def test_where_the_decoder_fails_pillow_says_which_it_was() -> None:

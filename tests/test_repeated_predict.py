@@ -1,5 +1,6 @@
 """`/v1` predictions whose head came before: answered without ASGI, alike but for their times."""
 
+import contextlib
 import io
 import json
 import time
@@ -66,20 +67,6 @@ def server(app: FastAPI) -> Iterator[RunningServer]:
 def client(server: RunningServer) -> Iterator[RawClient]:
     with connected(server.port) as client:
         yield client
-
-
-@pytest.fixture
-def usual(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The path of every request that takes the usual way."""
-    paths: list[str] = []
-    answer = app.hot_path.answer
-
-    async def watched(way: Any, scope: Any, *rest: Any) -> None:
-        paths.append(scope["path"])
-        await answer(way, scope, *rest)
-
-    monkeypatch.setattr(app.hot_path, "answer", watched)
-    return paths
 
 
 def png(seed: int, side: int) -> bytes:
@@ -246,13 +233,13 @@ def test_it_is_one_of_many_that_share_a_batch(server: RunningServer) -> None:
     """Eight connections, each with pictures of its own, and everybody's own answer."""
     requests = [form(png(seed, 96), model="large") for seed in range(8)]
     alone = [said(server.ask(request)) for request in requests]
-    clients = [RawClient(server.port) for _ in requests]
-    for _ in range(5):
-        for one, request in zip(clients, requests, strict=True):
-            one.send(request)
-        assert [close(said(one.answer()), own) for one, own in zip(clients, alone, strict=True)]
-    for one in clients:
-        one.connection.close()
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(connected(server.port)) for _ in requests]
+        for _ in range(5):
+            for one, request in zip(clients, requests, strict=True):
+                one.send(request)
+            found = [said(one.answer()) for one in clients]
+            assert all(close(one, own) for one, own in zip(found, alone, strict=True))
 
 
 def close(found: tuple[int, Any, Any], expected: tuple[int, Any, Any]) -> bool:

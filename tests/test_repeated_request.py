@@ -52,20 +52,6 @@ def app(store: ModelStore) -> FastAPI:
     return create_app(settings)
 
 
-@pytest.fixture
-def usual(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The path of every request that takes the usual way."""
-    paths: list[str] = []
-    answer = app.hot_path.answer
-
-    async def watched(way: Any, scope: Any, *rest: Any) -> None:
-        paths.append(scope["path"])
-        await answer(way, scope, *rest)
-
-    monkeypatch.setattr(app.hot_path, "answer", watched)
-    return paths
-
-
 @pytest.fixture(scope="module")
 def server(app: FastAPI) -> Iterator[RunningServer]:
     limits = HttpLimits(body_grace_s=0.3, body_idle_s=0.3)

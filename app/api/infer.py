@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 from app.api.caller import LONGEST_TIMEOUT_S, CallerGone, WhileCallerWaits, read_body, timeout_s
 from app.api.choice import Asked, asked
 from app.api.compression import LARGEST_RATIO, accepted_encoding, deflate, inflate
-from app.api.inference import INLINE_BYTES, Fields, Inference
+from app.api.inference import INLINE_BYTES, Fields, Inference, at_once, send_answer
 from app.api.repeated_request import BEGIN
 from app.api.v2_form import KnownForm
 from app.api.v2_model import ACCEPTED_DATATYPES, batch_of, numbers_of, outputs_of, queue_priority
@@ -99,9 +99,7 @@ class InferRoute:
         body, fields = encoded(predictor, request, prediction)
         if head.accept_encoding is not None:
             body = await _deflated(body, head.accept_encoding, fields)
-        fields.append((b"content-length", b"%d" % len(body)))
-        await send({"type": "http.response.start", "status": 200, "headers": fields})
-        await send({"type": "http.response.body", "body": body})
+        await send_answer(send, body, fields)
         if _may_begin_at_once(head, request):
             scope[BEGIN] = partial(self.begin, head, KnownForm())
 
@@ -114,8 +112,8 @@ class InferRoute:
             V2Error, ServiceError: as the route would tell them.
         """
         arrived = time.monotonic()
-        predictor = self._live.get_nowait(*head.asked)
-        if predictor is None or predictor.is_copied or len(body) > INLINE_BYTES:
+        predictor = at_once(self._live, head.asked, body)
+        if predictor is None:
             return None
         scope["model"] = predictor
         request = form.parse(body, head.json_length, predictor.inputs[0], self._limits)

@@ -4,7 +4,11 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
+from starlette.types import Send
+
+from app.api.choice import Asked
 from app.engine.item_queue import Answer as Outputs
+from app.engine.live import LiveModels
 from app.engine.pictures import Rows
 from app.engine.predictor import Prediction, Predictor
 
@@ -13,6 +17,21 @@ INLINE_BYTES: Final = 1024 * 1024
 
 Fields = list[tuple[bytes, bytes]]
 Encode = Callable[[Prediction], tuple[bytes, Fields]]
+
+
+def at_once(live: LiveModels, asked: Asked, body: bytes) -> Predictor | None:
+    """Who may begin with `body` now; None where something has to be waited for first."""
+    predictor = live.get_nowait(*asked)
+    if predictor is None or predictor.is_copied or len(body) > INLINE_BYTES:
+        return None
+    return predictor
+
+
+async def send_answer(send: Send, body: bytes, fields: Fields) -> None:
+    """Answer 200 with `body` and `fields`, which say nothing of its length."""
+    headers = [*fields, (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
 
 
 class Inference:

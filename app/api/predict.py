@@ -21,7 +21,7 @@ from torch import Tensor
 
 from app.api.caller import CallerGone, WhileCallerWaits, read_body, timeout_s
 from app.api.choice import Asked, asked
-from app.api.inference import INLINE_BYTES, Fields, Inference
+from app.api.inference import Fields, Inference, at_once, send_answer
 from app.api.multipart import parse_form
 from app.api.repeated_request import BEGIN
 from app.engine.live import LiveModels
@@ -83,9 +83,7 @@ class PredictRoute:
             return
         scope["prediction"], scope["decode_ms"] = prediction, decoded_ms + prediction.decode_ms
         answer, fields = encoded(predictor, inputs.top_k, began, decoded_ms, prediction)
-        fields.append((b"content-length", b"%d" % len(answer)))
-        await send({"type": "http.response.start", "status": 200, "headers": fields})
-        await send({"type": "http.response.body", "body": answer})
+        await send_answer(send, answer, fields)
         scope[BEGIN] = partial(self.begin, head)
 
     def begin(self, head: "PredictHead", scope: Scope, body: bytes) -> Inference | None:
@@ -95,8 +93,8 @@ class PredictRoute:
             ServiceError, PictureError: as the route would tell them.
         """
         began, arrived = time.perf_counter(), time.monotonic()
-        predictor = self._live.get_nowait(*head.asked)
-        if predictor is None or predictor.is_copied or len(body) > INLINE_BYTES:
+        predictor = at_once(self._live, head.asked, body)
+        if predictor is None:
             return None
         scope["model"] = predictor
         deadline = head.deadline(arrived, self._timeout_s)

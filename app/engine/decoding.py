@@ -138,12 +138,14 @@ class Decoder:
     def at_once(
         self, pictures: Sequence[bytes], preprocessing: Preprocessing, *, finished: bool = True
     ) -> Tensor | None:
-        """As `decode`, here and now; None where a picture is too large for that."""
+        """As `decode`, here and now; None for many pictures, or where one is too large."""
+        if len(pictures) > IN_TURN_PICTURES:
+            return None
         read = self._finished if finished else self._pixels
         rows = []
-        for index, data in enumerate(pictures[: IN_TURN_PICTURES + 1]):
+        for index, data in enumerate(pictures):
             with _naming(index, len(pictures)):
-                small = self._if_small(data) if index < IN_TURN_PICTURES else None
+                small = self._if_small(data)
                 if small is None:
                     return None
                 rows.append(read(small, preprocessing))
