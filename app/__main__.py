@@ -45,6 +45,7 @@ def serve(
     labels: ServeLabels = None,
 ) -> None:
     """Answer HTTP requests until Ctrl-C or SIGTERM."""
+    from app.engine.heap import keep_freed_memory
     from app.http.door import EarlyDoor
     from app.http.listener import listen
 
@@ -53,6 +54,7 @@ def serve(
     settings = read_settings(flags)
     configure_logging(settings)
     _require_a_key(settings)
+    keep_freed_memory()
     # A checkpoint of the operator's own may name a class that lies where the service is started.
     sys.path.append(str(Path.cwd()))
     # Bound before anything slow: a taken port is told at once, and early callers wait in line.

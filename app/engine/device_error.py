@@ -1,10 +1,8 @@
 """Which errors are the device's own: memory that ran out, and a device that answers no more."""
 
-import ctypes
-import sys
-
 import torch
 
+from app.engine.heap import give_freed_memory_back
 from app.engine.recording import RECORDING
 
 # What torch's processor allocator says; it raises a plain RuntimeError.
@@ -39,15 +37,8 @@ def free_cached_memory(device: torch.device) -> None:
     if device.type == "cuda":
         with RECORDING:
             torch.cuda.empty_cache()
-    elif sys.platform == "linux":
-        _trim_heap()
-
-
-def _trim_heap() -> None:
-    """Give free pages back; glibc does it by itself at the end of its first heap only."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
-    if trim is not None:
-        trim(0)
+    else:
+        give_freed_memory_back()
 
 
 def _answers(device: torch.device) -> bool:

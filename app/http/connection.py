@@ -45,6 +45,8 @@ ANSWERING: Final = Phase.ANSWERING
 NEVER: Final = math.inf
 HEAD_END: Final = b"\r\n\r\n"
 STOP_GRACE_S: Final = 0.2
+REQUEST_LINE_BYTES: Final = 256
+"""As much of a head is looked at to answer what no parser has seen."""
 
 HEAD_TOO_SLOW = HttpRefusal(408, "header_too_slow", "The header took too long to arrive.")
 BODY_TOO_SLOW = HttpRefusal(408, "body_too_slow", "The body took too long to arrive.")
@@ -95,6 +97,7 @@ class GuardedConnection(asyncio.Protocol):
         self._held = b""
         self._known_head = KnownHead()
         self._repeated = OTHER
+        self._gathered = bytearray()
         self._chunks: ChunkedBody | None = None
         self._left = 0
         self._body_since = 0.0
@@ -167,6 +170,7 @@ class GuardedConnection(asyncio.Protocol):
             self._feed_again(data)
         elif self._may_gather():
             self._phase = Phase.GATHERING
+            self._gathered = bytearray()
             self._restart_body_clock()
             self._gather(data)
         else:
@@ -174,16 +178,18 @@ class GuardedConnection(asyncio.Protocol):
 
     def _gather(self, data: bytes) -> None:
         """Take a further part of a body, and go on once it is whole."""
-        gathered = self._held + data
-        request_bytes = self._repeated.request_bytes
-        self._held = gathered[request_bytes:]
+        gathered, request_bytes = self._gathered, self._repeated.request_bytes
+        gathered += data
         if len(gathered) < request_bytes:
-            self._held = gathered
             self._extend_body_deadline(len(data))
-        else:
-            self._phase = ANSWERING
-            self.deadline = NEVER
-            self._feed_again(gathered[:request_bytes])
+            return
+        self._phase = ANSWERING
+        self.deadline = NEVER
+        self._held = bytes(gathered[request_bytes:])
+        with memoryview(gathered) as view:
+            request = bytes(view[:request_bytes])
+        self._gathered = bytearray()
+        self._feed_again(request)
 
     def _begin(self, data: bytes, seen_bytes: int = 0) -> None:
         """Take the start of a request, of which `seen_bytes` were looked at before."""
@@ -319,7 +325,7 @@ class GuardedConnection(asyncio.Protocol):
         elif self._phase is Phase.HEAD:
             self._refuse(HEAD_TOO_SLOW, self._held)
         elif self._phase is Phase.GATHERING:
-            self._refuse(BODY_TOO_SLOW, self._held)
+            self._refuse(BODY_TOO_SLOW, bytes(self._gathered[:REQUEST_LINE_BYTES]))
         elif self._phase is Phase.BODY and self._waits_for_us():
             self._restart_body_clock()
             self.deadline = self._watch.now + self._limits.body_idle_s
@@ -354,7 +360,7 @@ class GuardedConnection(asyncio.Protocol):
         """
         self._shared.on_refusal(refusal.code)
         if head is not None or self._abandon_request():
-            line = head[:256] if head is not None else self._open_request_line()
+            line = head[:REQUEST_LINE_BYTES] if head is not None else self._open_request_line()
             self.transport.write(self._refusal_bytes(refusal, line))
         self.linger()
 
@@ -397,7 +403,7 @@ class GuardedConnection(asyncio.Protocol):
         """
         self._phase = Phase.LINGERING
         self.deadline = self._watch.now + self._limits.linger_s
-        self._held = b""
+        self._held, self._gathered = b"", bytearray()
         if self.transport.is_closing():
             return
         if self.transport.can_write_eof():
