@@ -73,6 +73,7 @@ class Summary:
     """What came of the measured window.
 
     Attributes:
+        num_offered: requests of the whole run, those before the window included.
         offered_per_s: requests due a second, whether or not they could be sent.
         goodput_per_s: 2xx a second (within `Plan.within_ms`, where that is set).
         p50_ms, p90_ms, p99_ms, max_ms: latency of 2xx from the scheduled moment.
@@ -85,6 +86,7 @@ class Summary:
     """
 
     num_requests: int
+    num_offered: int
     offered_per_s: float
     goodput_per_s: float
     p50_ms: float
@@ -280,6 +282,7 @@ class OpenLoop:
         good = (admitted <= self._plan.within_ms).sum() if self._plan.within_ms else len(admitted)
         return Summary(
             num_requests=len(outcome),
+            num_offered=len(self._offsets),
             offered_per_s=len(outcome) / max(seconds, 1e-9),
             goodput_per_s=float(good) / max(seconds, 1e-9),
             p50_ms=_percentile(admitted, 50),

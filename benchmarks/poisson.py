@@ -7,7 +7,8 @@ ways. *Batches alone*: its batches take what the bare loop takes for the network
 each latency a constant is added, the median that one connection sees without other load minus the
 bare loop's for one row: HTTP once, with nobody else there. *HTTP in the batch*: its batches take
 what the server takes to answer so many connections at once, reading, parsing and encoding included,
-which on a small network is most of it; nothing is added.
+which on a small network is most of it; nothing is added. Their mean is connections over answers a
+second, and they vary as the latencies of those connections do: pauses of the machine are in both.
 """
 
 import io
@@ -33,6 +34,7 @@ LOADS: Final = (0.5, 0.8)
 GOAL: Final = 1.2
 SIZES: Final = (1, 2, 4, 8, 16, 32)
 NUM_DRAWS: Final = 5
+LEVELS: Final = (np.arange(NUM_TIMES) + 0.5) / NUM_TIMES
 LAYOUTS: Final = {"P": front_layout, "R": compute_layout}
 Ideal = Callable[[Samples], tuple[BatchTimes, float]]
 
@@ -104,9 +106,17 @@ def alone(samples: Samples) -> tuple[BatchTimes, float]:
 
 
 def whole(samples: Samples) -> tuple[BatchTimes, float]:
-    """What the server takes for so many requests at once: connections over answers a second."""
+    """What the server takes for so many requests at once."""
     cells = {size: samples[connections_named(size)] for size in SIZES}
-    return BatchTimes({size: [size / cell["rate_per_s"]] for size, cell in cells.items()}), 0.0
+    return BatchTimes({size: served_s(size, cell) for size, cell in cells.items()}), 0.0
+
+
+def served_s(connections: int, cell: Mapping[str, float]) -> list[float]:
+    """Times of a batch by what a closed loop of so many connections saw."""
+    known = ("p50_ms", "p90_ms", "p99_ms", "max_ms")
+    latencies = np.interp(LEVELS, (0.5, 0.9, 0.99, 1.0), [cell[name] for name in known])
+    mean_s = connections / cell["rate_per_s"]
+    return (latencies / latencies.mean() * mean_s).tolist()
 
 
 def ideal_p99_ms(

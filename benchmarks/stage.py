@@ -249,9 +249,11 @@ def with_costs(system: System, load: Callable[[], Sample]) -> Sample:
     before = system.cpu_us()
     sample = load()
     used = system.cpu_us() - before
+    # An open loop warms up by itself, and that costs as well.
+    count = sample.get("num_offered", sample["num_requests"])
     return {
         **sample,
-        "cpu_us": used / sample["num_requests"] if sample["num_requests"] else math.nan,
+        "cpu_us": used / count if count else math.nan,
         "memory_bytes": float(system.memory_bytes()),
     }
 

@@ -191,6 +191,7 @@ async def test_warming_up_is_not_counted() -> None:
     async with serving(slow_at_first) as server:
         summary = await offer(server, warm_up_s=0.25)
     assert (summary.num_requests, server.num_requests) == (50, 75)
+    assert summary.num_offered == 75
     assert summary.p50_ms < 200
 
 
