@@ -399,7 +399,7 @@ def _figures_of(predictor: Predictor) -> ModelFigures:
             "abandoned": lane.num_abandoned,
         },
         batch_sizes=_batch_sizes(predictor),
-        queue_wait=lane.queue_s,
+        queue_wait=lane.queue_s.copy(),
         memory_bytes=predictor.memory_bytes,
     )
 

@@ -1,15 +1,16 @@
 """What is counted, and how Prometheus reads it.
 
 Counting is a few additions to plain numbers, because it happens on every request; the exposition
-format is prometheus-client's, made when somebody asks. Labels are routes, models that are or were
+format is prometheus-client's, made when somebody asks, and not on the event loop: of 256 models it
+takes a tenth of a second. Labels are routes, models that are or were
 just live, and statuses, never anything a client can invent, so the number of series is bounded.
 """
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, cast
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.metrics_core import (
@@ -43,6 +44,12 @@ class Histogram:
         self.counts[bisect_left(self.bounds, value)] += times
         self.total += value * times
 
+    def copy(self) -> "Histogram":
+        """What it holds now."""
+        copy = Histogram(self.bounds)
+        copy.counts, copy.total = self.counts.copy(), self.total
+        return copy
+
     def cumulative(self) -> list[tuple[str, float]]:
         """Prometheus buckets: (upper bound, how many are at most that)."""
         names = [*map(str, map(float, self.bounds)), "+Inf"]
@@ -55,7 +62,10 @@ class Histogram:
 
 @dataclass(frozen=True, slots=True)
 class ModelFigures:
-    """One live version's counts at the moment of a scrape; times are sums in seconds."""
+    """One live version's counts at the moment of a scrape; times are sums in seconds.
+
+    Its histograms are its own: they are read later, on another thread.
+    """
 
     model: str
     version: int
@@ -67,12 +77,15 @@ class ModelFigures:
     memory_bytes: int = 0
 
 
-class Metrics(Collector):
-    """The counts of one application; it registers itself in a registry of its own.
+class Metrics:
+    """The counts of one application.
 
     Args:
         figures: asked at each scrape for every live version.
         device_memory_bytes: asked at each scrape; empty where the device does not tell.
+
+    Attributes:
+        registry: of what else is told; asked on the event loop, so it must be quick.
     """
 
     def __init__(
@@ -86,7 +99,6 @@ class Metrics(Collector):
         self._versions: list[tuple[str, str]] = []  # that these name, the oldest first
         self._refusals: Counter[str] = Counter()
         self.registry = CollectorRegistry()
-        self.registry.register(self)
         ProcessCollector(registry=self.registry)
 
     def count_request(
@@ -104,36 +116,15 @@ class Metrics(Collector):
         """Count a request that was refused before it was one: malformed, too slow, too large."""
         self._refusals[code] += 1
 
-    def expose(self) -> bytes:
-        """All series in Prometheus' text format."""
-        return generate_latest(self.registry)
-
-    def describe(self) -> list[Metric]:
-        """Nothing ahead of time: registering must not ask the live models."""
-        return []
-
-    def collect(self) -> Iterator[Metric]:
-        """Called by the registry at each scrape."""
-        yield self._request_family()
-        refusals = CounterMetricFamily(
-            "pytorchlib_http_refusals",
-            "Requests refused below the framework, which no route has seen.",
-            labels=["code"],
+    def scrape(self) -> "Scrape":
+        """What is true now; on the event loop."""
+        return Scrape(
+            {labels: histogram.copy() for labels, histogram in self._requests.items()},
+            dict(self._refusals),
+            list(self._figures()),
+            self._device_memory_bytes(),
+            list(self.registry.collect()),
         )
-        for code, count in self._refusals.items():
-            refusals.add_metric([code], count)
-        yield refusals
-        figures = list(self._figures())
-        yield from _model_families(figures)
-        loaded = GaugeMetricFamily("pytorchlib_versions_loaded", "Versions that are live.")
-        loaded.add_metric([], len(figures))
-        yield loaded
-        memory = GaugeMetricFamily(
-            "pytorchlib_device_memory_bytes", "Device memory by kind.", labels=["kind"]
-        )
-        for kind, size_bytes in self._device_memory_bytes().items():
-            memory.add_metric([kind], size_bytes)
-        yield memory
 
     def _note_version(self, model: str, version: str) -> None:
         """With each new version the series of those end that have been gone for the longest."""
@@ -148,18 +139,56 @@ class Metrics(Collector):
         kept = {key: one for key, one in self._requests.items() if key[1:3] not in ended}
         self._requests = kept
 
+
+@dataclass(frozen=True, slots=True)
+class Scrape(Collector):
+    """Counts that change no more."""
+
+    requests: Mapping[tuple[str, str, str, str], Histogram]
+    refusals: Mapping[str, int]
+    figures: Sequence[ModelFigures]
+    device_memory_bytes: Mapping[str, int]
+    others: Sequence[Metric]
+
+    def text(self) -> bytes:
+        """All series in Prometheus' text format; on any thread."""
+        return generate_latest(cast(CollectorRegistry, self))
+
+    def collect(self) -> Iterator[Metric]:
+        """What prometheus-client writes down."""
+        yield from self.others
+        yield self._request_family()
+        refusals = CounterMetricFamily(
+            "pytorchlib_http_refusals",
+            "Requests refused below the framework, which no route has seen.",
+            labels=["code"],
+        )
+        for code, count in self.refusals.items():
+            refusals.add_metric([code], count)
+        yield refusals
+        yield from _model_families(self.figures)
+        loaded = GaugeMetricFamily("pytorchlib_versions_loaded", "Versions that are live.")
+        loaded.add_metric([], len(self.figures))
+        yield loaded
+        memory = GaugeMetricFamily(
+            "pytorchlib_device_memory_bytes", "Device memory by kind.", labels=["kind"]
+        )
+        for kind, size_bytes in self.device_memory_bytes.items():
+            memory.add_metric([kind], size_bytes)
+        yield memory
+
     def _request_family(self) -> Metric:
         family = HistogramMetricFamily(
             "pytorchlib_request_seconds",
             "Requests and how long they took, from first byte of the request to the answer.",
             labels=["route", "model", "version", "status"],
         )
-        for labels, histogram in list(self._requests.items()):
+        for labels, histogram in self.requests.items():
             family.add_metric(labels, histogram.cumulative(), histogram.total)
         return family
 
 
-def _model_families(figures: list[ModelFigures]) -> Iterator[Metric]:
+def _model_families(figures: Sequence[ModelFigures]) -> Iterator[Metric]:
     names = ["model", "version"]
     queued = GaugeMetricFamily("pytorchlib_queue_length", "Inputs that wait.", labels=names)
     memory = GaugeMetricFamily("pytorchlib_model_memory_bytes", "Bytes of weights.", labels=names)
@@ -189,7 +218,7 @@ def _model_families(figures: list[ModelFigures]) -> Iterator[Metric]:
 def _histogram_family(
     name: str,
     text: str,
-    figures: list[ModelFigures],
+    figures: Sequence[ModelFigures],
     of: Callable[[ModelFigures], Histogram | None],
 ) -> Metric:
     family = HistogramMetricFamily(name, text, labels=["model", "version"])

@@ -1,5 +1,6 @@
 """Probes and figures: `/livez`, `/readyz`, `/metrics`."""
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -7,7 +8,8 @@ from fastapi import APIRouter, Response
 
 from app.api.permission import requires
 from app.api.schema import shown
-from app.metrics import Metrics
+from app.engine.short_slices import short_slices
+from app.metrics import Metrics, Scrape
 
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -55,6 +57,16 @@ def health_routes(ready: Callable[[], str | None], metrics: Metrics) -> APIRoute
         },
     )
     async def read_metrics() -> Response:
-        return Response(metrics.expose(), media_type=PROMETHEUS)
+        return Response(await written(metrics), media_type=PROMETHEUS)
 
     return router
+
+
+async def written(metrics: Metrics) -> bytes:
+    """What Prometheus reads; requests are answered meanwhile."""
+    return await asyncio.to_thread(_text, metrics.scrape())
+
+
+def _text(scrape: Scrape) -> bytes:
+    with short_slices():
+        return scrape.text()

@@ -7,7 +7,7 @@ import orjson
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.api.health import PROMETHEUS
+from app.api.health import PROMETHEUS, written
 from app.errors import Refusal, v1_body
 from app.http.origin import HostList
 from app.http.refusal import SAFE_HEADERS, HttpRefusal
@@ -34,9 +34,9 @@ class MetricsPort:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer what came in at the second port; pass everything else on."""
         answers = scope["type"] == "http" and scope["server"][1] == self._port
-        await (self._answer(scope) if answers else self._app)(scope, receive, send)
+        await (await self._answer(scope) if answers else self._app)(scope, receive, send)
 
-    def _answer(self, scope: Scope) -> Response:
+    async def _answer(self, scope: Scope) -> Response:
         headers = {name.decode(): value.decode() for name, value in SAFE_HEADERS}
         try:
             self._hosts.check(dict(scope["headers"]).get(b"host", b""), scope)
@@ -48,4 +48,4 @@ class MetricsPort:
                 404, "not_found", "invalid_request_error", "this port answers GET /metrics only"
             )
             return Response(orjson.dumps(v1_body(nothing)), 404, headers, "application/json")
-        return Response(self._metrics.expose(), headers=headers, media_type=PROMETHEUS)
+        return Response(await written(self._metrics), headers=headers, media_type=PROMETHEUS)
