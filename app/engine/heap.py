@@ -12,25 +12,24 @@ from collections.abc import Callable
 from typing import Final
 
 KEPT_BYTES: Final = 512 * 1024 * 1024
+LARGEST_BYTES: Final = 32 * 1024 * 1024
+"""The most that glibc allows."""
 # Of malloc.h; glibc's mallopt(3) tells what they do.
 TRIM_THRESHOLD: Final = -1
-MMAP_MAX: Final = -4
-ARENA_MAX: Final = -8
+MMAP_THRESHOLD: Final = -3
 
 
 def keep_freed_memory() -> None:
-    """Let freed blocks of any size be used again, up to `KEPT_BYTES` at the end of the heap.
+    """Let freed blocks be used again: up to `LARGEST_BYTES` each, `KEPT_BYTES` at a heap's end.
 
-    For the whole process, before it starts threads: with heaps of their own they would not find
-    each other's blocks. Whoever has set the C library up by its environment knows better, and other
-    libraries than glibc have no such options.
+    For the whole process. Whoever has set the C library up by its environment knows better, and
+    other libraries than glibc have no such options.
     """
     if any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ):
         return
     set_option = _of_glibc("mallopt")
     if set_option is not None:
-        set_option(ARENA_MAX, 1)
-        set_option(MMAP_MAX, 0)
+        set_option(MMAP_THRESHOLD, LARGEST_BYTES)
         set_option(TRIM_THRESHOLD, KEPT_BYTES)
 
 
