@@ -71,8 +71,10 @@ def test_who_sets_the_c_library_up_by_its_environment_is_left_alone() -> None:
 def _new_pages(where: str, *, keeping: bool, **environ: str) -> int:
     """Pages that the kernel gave a process for a large block after another was freed."""
     script = f"""
-        import resource, threading
+        import ctypes, resource, threading
         from app.engine.heap import keep_freed_memory
+
+        ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: pages of one size
 
         def written():
             before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -95,5 +97,7 @@ def _new_pages(where: str, *, keeping: bool, **environ: str) -> int:
     kept = {key: said for key, said in os.environ.items() if not key.startswith("MALLOC_")}
     kept.pop("GLIBC_TUNABLES", None)
     command = [sys.executable, "-c", textwrap.dedent(script)]
-    done = subprocess.run(command, env={**kept, **environ}, capture_output=True, check=True)
+    done = subprocess.run(
+        command, env={**kept, **environ}, capture_output=True, check=True, timeout=60
+    )
     return int(done.stdout)
