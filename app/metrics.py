@@ -2,8 +2,8 @@
 
 Counting is a few additions to plain numbers, because it happens on every request; the exposition
 format is prometheus-client's, made when somebody asks, and not on the event loop: of 256 models it
-takes a tenth of a second. Labels are routes, models that are or were
-just live, and statuses, never anything a client can invent, so the number of series is bounded.
+takes a tenth of a second. Labels are routes, models that are or were just live, and statuses, never
+anything a client can invent, so the number of series is bounded.
 """
 
 from bisect import bisect_left

@@ -28,6 +28,7 @@ from models.store import ModelStore
 
 Step = Callable[[int], None]
 NUM_TIMES = 50
+LEVELS = (np.arange(NUM_TIMES) + 0.5) / NUM_TIMES
 SIZES = (1, 8)
 NPY = b"\x93NUMPY"
 
@@ -83,8 +84,7 @@ def run(step: Step, seconds: float, batch: int) -> dict[str, float]:
         latencies_ms.append((ended - now) * 1000)
         now = ended
     count = batch * len(latencies_ms)
-    levels = (np.arange(NUM_TIMES) + 0.5) / NUM_TIMES
-    times_ms = np.quantile(latencies_ms, levels, method="inverted_cdf").tolist()
+    times_ms = np.quantile(latencies_ms, LEVELS, method="inverted_cdf").tolist()
     return {
         "rate_per_s": count / (now - began),
         "p50_ms": float(np.percentile(latencies_ms, 50)),

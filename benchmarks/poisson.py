@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks import ours
 from benchmarks.ideal_batcher import BatchTimes, latencies_s
-from benchmarks.in_process import NUM_TIMES
+from benchmarks.in_process import LEVELS, NUM_TIMES
 from benchmarks.open_loop import Plan
 from benchmarks.resnet_scenario import EAGER
 from benchmarks.rounds import Cell, Round, Samples, undisturbed
@@ -34,7 +34,6 @@ LOADS: Final = (0.5, 0.8)
 GOAL: Final = 1.2
 SIZES: Final = (1, 2, 4, 8, 16, 32)
 NUM_DRAWS: Final = 5
-LEVELS: Final = (np.arange(NUM_TIMES) + 0.5) / NUM_TIMES
 LAYOUTS: Final = {"P": front_layout, "R": compute_layout}
 Ideal = Callable[[Samples], tuple[BatchTimes, float]]
 

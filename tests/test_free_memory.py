@@ -1,4 +1,4 @@
-"""Memory of what has gone is given back to whoever it was taken from."""
+"""Memory of what has gone is used again, or given back to whoever it was taken from."""
 
 import asyncio
 import os

@@ -34,7 +34,8 @@ class MetricsPort:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer what came in at the second port; pass everything else on."""
         answers = scope["type"] == "http" and scope["server"][1] == self._port
-        await (await self._answer(scope) if answers else self._app)(scope, receive, send)
+        answer = await self._answer(scope) if answers else self._app
+        await answer(scope, receive, send)
 
     async def _answer(self, scope: Scope) -> Response:
         headers = {name.decode(): value.decode() for name, value in SAFE_HEADERS}

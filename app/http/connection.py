@@ -170,7 +170,6 @@ class GuardedConnection(asyncio.Protocol):
             self._feed_again(data)
         elif self._may_gather():
             self._phase = Phase.GATHERING
-            self._gathered = bytearray()
             self._restart_body_clock()
             self._gather(data)
         else:
@@ -186,10 +185,9 @@ class GuardedConnection(asyncio.Protocol):
         self._phase = ANSWERING
         self.deadline = NEVER
         self._held = bytes(gathered[request_bytes:])
-        with memoryview(gathered) as view:
-            request = bytes(view[:request_bytes])
+        del gathered[request_bytes:]
         self._gathered = bytearray()
-        self._feed_again(request)
+        self._feed_again(bytes(gathered))
 
     def _begin(self, data: bytes, seen_bytes: int = 0) -> None:
         """Take the start of a request, of which `seen_bytes` were looked at before."""
