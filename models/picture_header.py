@@ -11,8 +11,7 @@ Layouts: ITU-T T.81 annex B (JPEG), W3C PNG and RFC 9649 (WebP), CIPA DC-008 (EX
 import re
 import struct
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 MAX_PARTS: Final = 10_000
 """Segments of a JPEG or chunks of a PNG or WebP; a camera writes dozens, an encoder thousands."""
@@ -25,14 +24,15 @@ _FRAMES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _SEQUENTIAL: Final = frozenset({0xC0, 0xC1, 0xC9})
 _PLAIN: Final = frozenset({(0xC0, 8), (0xC1, 8)})
 _ALONE: Final = frozenset({0x01, 0xD8})
+# Comments and applications' segments, but for the two that say what the colours are.
+_METADATA: Final = frozenset({*range(_APP0, 0xF0), _COMMENT}) - {_APP0, _ADOBE}
 # A marker that is no fill byte, no escaped byte of the pixels and no restart between them.
 _MARKER: Final = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 
 _PNG_KEPT: Final = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND"})
 
 
-@dataclass(frozen=True, slots=True)
-class PictureHeader:
+class PictureHeader(NamedTuple):
     """The facts of one picture.
 
     Attributes:
@@ -93,8 +93,7 @@ def _exif_payload(block: bytes) -> bytes:
     return block.removeprefix(b"Exif\0\0")
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
+class _Part(NamedTuple):
     kind: int | bytes
     start: int
     body: int
@@ -118,7 +117,7 @@ def _jpeg(data: bytes) -> PictureHeader:
         # Several scans: libjpeg keeps the coefficients of the whole picture, two bytes each.
         end, num_scans = _scans(segments, end)
         per_pixel = max(per_pixel, 4 + 2 * components)
-    spans = [(0, 2), *((part.start, part.end) for part in head[:-1] if not _is_metadata(part))]
+    spans = [(0, 2), *((one.start, one.end) for one in head[:-1] if one.kind not in _METADATA)]
     return PictureHeader(
         width,
         height,
@@ -161,13 +160,6 @@ def _scans(segments: Iterator[_Part], end: int) -> tuple[int, int]:
             return segment.end, num_scans
         num_scans += segment.kind == _SCAN
     return end, num_scans
-
-
-def _is_metadata(segment: _Part) -> bool:
-    """Comments and applications' segments, but for the two that say what the colours are."""
-    kind = segment.kind
-    applications = range(_APP0, 0xF0)
-    return kind == _COMMENT or (kind in applications and kind not in (_APP0, _ADOBE))
 
 
 def _says_colours(head: list[_Part]) -> bool:

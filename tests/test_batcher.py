@@ -19,6 +19,7 @@ from app.engine.batcher import LOWEST, Batcher, Lane, LaneOptions
 from app.engine.item_queue import Answer
 from app.engine.lane import LaneClosed
 from app.engine.turns import OutOfDeviceMemory
+from app.engine.waiter import Outcome
 from app.errors import (
     BadInput,
     DeadlineExceeded,
@@ -352,6 +353,72 @@ async def test_a_caller_who_leaves_its_running_batch_hurts_nobody() -> None:
         assert numbers(await second) == [2]
         with pytest.raises(asyncio.CancelledError):
             await first
+
+
+async def test_who_is_told_at_once_needs_no_further_round_of_the_loop() -> None:
+    rounds: list[int] = []
+    told_in: list[tuple[int, list[float]]] = []
+    async with started() as batcher:
+        lane = batcher.open_lane("told", doubled, INLINE, row_shape=(1,))
+        await lane.warm_up()
+        assert lane.is_inline
+        outcome: Outcome[Answer] = Outcome(
+            lambda: told_in.append((len(rounds), numbers(outcome.take())))
+        )
+        lane.end(lane.begin(outcome, rows(1, 2)))
+        while not outcome.done():
+            rounds.append(1)
+            await asyncio.sleep(0)
+    # the batch runs in the round after its rows came, and says so in it
+    assert told_in == [(1, [2, 4])]
+
+
+async def test_who_cannot_be_told_hurts_no_neighbour() -> None:
+    complaints: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(
+        lambda _, context: complaints.append(str(context["exception"]))
+    )
+
+    def broken() -> None:
+        raise RuntimeError("the connection is odd")
+
+    async with started() as batcher:
+        gate = Gate()
+        lane = batcher.open_lane("neighbours", gate, THREAD, row_shape=(1,))
+        first = await gate.closed_behind(lane)
+        outcomes = [Outcome(broken), Outcome(lambda: None)]
+        items = [lane.begin(each, rows(n)) for n, each in enumerate(outcomes, 1)]
+        gate.open()
+        await first
+        async with asyncio.timeout(5):
+            while not lane.is_idle:
+                for item, outcome in zip(items, outcomes, strict=True):
+                    if outcome.done():
+                        lane.end(item)
+                await asyncio.sleep(0.001)
+    assert gate.batches == [[0], [1, 2]]
+    assert [numbers(each.take()) for each in outcomes] == [[2], [4]]
+    assert complaints == ["the connection is odd"]
+
+
+async def test_who_gives_up_is_told_once_and_neither_is_answered() -> None:
+    told: list[bool] = []
+    async with started() as batcher:
+        gate = Gate()
+        lane = batcher.open_lane("gone", gate, THREAD, row_shape=(1,))
+        first = await gate.closed_behind(lane)
+        outcome: Outcome[Answer] = Outcome(lambda: told.append(outcome.cancelled()))
+        item = lane.begin(outcome, rows(1))
+        for _ in range(2):
+            outcome.cancel()
+        lane.end(item)
+        gate.open()
+        await first
+        assert gate.batches == [[0]]
+        assert lane.statistics.num_abandoned == 1
+    assert told == [True]
+    with pytest.raises(asyncio.CancelledError):
+        outcome.take()
 
 
 async def test_thousands_of_cancelled_callers_leave_nothing_behind() -> None:

@@ -220,9 +220,9 @@ def test_time_that_the_head_gives_counts_each_time(
     lane, left_s = live(app, "large").lane, []
     begin = lane.begin
 
-    def watched(rows: Any, deadline: float, *rest: Any) -> Any:
+    def watched(waiter: Any, rows: Any, deadline: float, *rest: Any) -> Any:
         left_s.append(deadline - time.monotonic())
-        return begin(rows, deadline, *rest)
+        return begin(waiter, rows, deadline, *rest)
 
     monkeypatch.setattr(lane, "begin", watched)
     assert [client.send(request).answer().status for _ in range(3)] == [200] * 3

@@ -17,7 +17,7 @@ from app.api.caller import LONGEST_TIMEOUT_S, CallerGone, WhileCallerWaits, read
 from app.api.choice import Asked, asked
 from app.api.compression import LARGEST_RATIO, accepted_encoding, deflate, inflate
 from app.api.inference import INLINE_BYTES, Fields, Inference, at_once, send_answer
-from app.api.repeated_request import BEGIN
+from app.api.repeated_request import BEGIN, Settle
 from app.api.v2_form import KnownForm
 from app.api.v2_model import ACCEPTED_DATATYPES, batch_of, numbers_of, outputs_of, queue_priority
 from app.api.v2_request import InferRequest, parse_request
@@ -104,9 +104,12 @@ class InferRoute:
             scope[BEGIN] = partial(self.begin, head, KnownForm())
 
     def begin(
-        self, head: InferHead, form: KnownForm, scope: Scope, body: bytes
+        self, head: InferHead, form: KnownForm, scope: Scope, body: bytes, settle: Settle
     ) -> Inference | None:
         """Let a model begin with `body`; None where something has to be waited for first.
+
+        Args:
+            settle: called once it is over.
 
         Raises:
             V2Error, ServiceError: as the route would tell them.
@@ -122,7 +125,8 @@ class InferRoute:
             return None
         deadline = head.deadline(request, arrived, self._timeout_s)
         encode = partial(encoded, predictor, request)
-        return Inference(predictor, batch, deadline, queue_priority(request.priority), encode)
+        priority = queue_priority(request.priority)
+        return Inference(predictor, batch, deadline, priority, encode, settle)
 
     async def _inflated(self, body: bytes | bytearray, encoding: str) -> bytes | bytearray:
         if encoding == "identity":

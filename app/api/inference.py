@@ -1,6 +1,5 @@
 """One request that a model has begun with, and how its answer is written."""
 
-import asyncio
 from collections.abc import Callable
 from typing import Final
 
@@ -8,9 +7,11 @@ from starlette.types import Send
 
 from app.api.choice import Asked
 from app.engine.item_queue import Answer as Outputs
+from app.engine.item_queue import Item
 from app.engine.live import LiveModels
 from app.engine.pictures import Rows
 from app.engine.predictor import Prediction, Predictor
+from app.engine.waiter import Outcome
 
 # Below this many bytes zlib and a parser hold the event loop for a few milliseconds at most.
 INLINE_BYTES: Final = 1024 * 1024
@@ -41,28 +42,39 @@ class Inference:
         predictor: lives for as long as somebody holds on to it.
         rows: as `Predictor.predict` takes them.
         encode: makes the body of the answer, and the fields that describe it but for its length.
+        settle: called once it is over.
 
     Raises:
         As `Lane.begin`.
     """
 
-    __slots__ = ("_encode", "_item", "_lane", "_predictor", "future")
+    __slots__ = ("_encode", "_item", "_lane", "_outcome", "_predictor")
 
     def __init__(
-        self, predictor: Predictor, rows: Rows, deadline: float, priority: int, encode: Encode
+        self,
+        predictor: Predictor,
+        rows: Rows,
+        deadline: float,
+        priority: int,
+        encode: Encode,
+        settle: Callable[[], None],
     ) -> None:
         self._predictor = predictor
         self._encode = encode
         self._lane = predictor.lane_of(rows)
-        self._item = self._lane.begin(rows, deadline, priority)
-        self.future: asyncio.Future[Outputs] = self._item.future
+        self._outcome: Outcome[Outputs] = Outcome(settle)
+        self._item: Item = self._lane.begin(self._outcome, rows, deadline, priority)
+
+    def cancel(self) -> None:
+        """Nobody waits any more; of no effect once it is over."""
+        self._outcome.cancel()
 
     def end(self) -> tuple[bytes, Fields]:
-        """What `encode` makes; once the future is done.
+        """What `encode` makes, once it is over; called once.
 
         Raises:
-            asyncio.CancelledError: the future was cancelled.
+            asyncio.CancelledError: it was cancelled.
             ServiceError, V2Error, PictureError: as the route would tell them.
         """
         self._lane.end(self._item)
-        return self._encode(self._predictor.prediction(self.future.result()))
+        return self._encode(self._predictor.prediction(self._outcome.take()))

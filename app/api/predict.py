@@ -23,7 +23,7 @@ from app.api.caller import CallerGone, WhileCallerWaits, read_body, timeout_s
 from app.api.choice import Asked, asked
 from app.api.inference import Fields, Inference, at_once, send_answer
 from app.api.multipart import parse_form
-from app.api.repeated_request import BEGIN
+from app.api.repeated_request import BEGIN, Settle
 from app.engine.live import LiveModels
 from app.engine.pictures import Rows
 from app.engine.predictor import Prediction, Predictor
@@ -86,8 +86,13 @@ class PredictRoute:
         await send_answer(send, answer, fields)
         scope[BEGIN] = partial(self.begin, head)
 
-    def begin(self, head: "PredictHead", scope: Scope, body: bytes) -> Inference | None:
+    def begin(
+        self, head: "PredictHead", scope: Scope, body: bytes, settle: Settle
+    ) -> Inference | None:
         """Let a model begin with `body`; None where something has to be waited for first.
+
+        Args:
+            settle: called once it is over.
 
         Raises:
             ServiceError, PictureError: as the route would tell them.
@@ -113,7 +118,7 @@ class PredictRoute:
             return None
         decoded_ms = (time.perf_counter() - began) * 1000
         encode = partial(encoded, predictor, inputs.top_k, began, decoded_ms)
-        return Inference(predictor, batch, deadline, NORMAL, encode)
+        return Inference(predictor, batch, deadline, NORMAL, encode, settle)
 
 
 def encoded(

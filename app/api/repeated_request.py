@@ -6,7 +6,7 @@ Who may ask is asked again each time, because a key may end; host, origin and bo
 import asyncio
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from starlette.requests import Request
 from starlette.types import Scope
@@ -31,17 +31,19 @@ Fields = Iterable[tuple[bytes, bytes]]
 class Begun(Protocol):
     """Work that goes on by itself."""
 
-    future: "asyncio.Future[Any]"
+    def cancel(self) -> None:
+        """Nobody waits any more; of no effect once it is over."""
 
     def end(self) -> tuple[bytes, Fields]:
-        """The body of the answer and its fields without a length, once the future is done.
+        """The body of the answer and its fields without a length, once it is over; called once.
 
         Raises:
-            asyncio.CancelledError: the future was cancelled.
+            asyncio.CancelledError: it was cancelled.
         """
 
 
-Begin = Callable[[Scope, bytes], Begun | None]
+Settle = Callable[[], None]
+Begin = Callable[[Scope, bytes, Settle], Begun | None]
 
 
 class RepeatedRequest:
@@ -50,7 +52,8 @@ class RepeatedRequest:
     Args:
         scope: of the first of them, which was answered with 200.
         admit: asks for the key.
-        begin: begins with the work; None for what has to take the usual way.
+        begin: begins with the work, at whose end it calls what it is given; None for what has to
+            take the usual way.
         guard, access: of the usual way.
     """
 
@@ -85,15 +88,14 @@ class RepeatedRequest:
         exchange = _Exchange(self, scope, request_id, reply, began)
         try:
             self._admit(scope)
-            begun = self.begin(scope, body)
+            begun = self.begin(scope, body, exchange.settle)
         except Exception as error:  # the edge of the request
             exchange.fail(error)
             return nothing
         if begun is None:
             return None
         exchange.begun = begun
-        begun.future.add_done_callback(exchange.settle)
-        return begun.future.cancel
+        return begun.cancel
 
 
 class _Exchange:
@@ -111,7 +113,7 @@ class _Exchange:
         self._reply = reply
         self._began = began
 
-    def settle(self, _: "asyncio.Future[Any]") -> None:
+    def settle(self) -> None:
         """Answer, now that the work is done."""
         # Nothing may keep what an error knows: its frames, this one among them, know this object.
         begun, self.begun = self.begun, None
@@ -134,8 +136,9 @@ class _Exchange:
         self._answer(response.status_code, lines_of(fields), bytes(response.body))
 
     def _answer(self, status: int, lines: bytes, body: bytes) -> None:
-        self._head.count(self._scope, status, time.perf_counter() - self._began)
+        seconds = time.perf_counter() - self._began
         self._reply(status, lines, body)
+        self._head.count(self._scope, status, seconds)
 
 
 def nothing() -> None:

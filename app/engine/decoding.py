@@ -112,21 +112,15 @@ class Decoder:
         # Whoever computes decodes too, and has helpers of its own: it must not wait behind others.
         self._crew = Crew(num_threads)
 
-    def in_turn(
-        self, pictures: Sequence[bytes], preprocessing: Preprocessing, *, on_device: bool = False
-    ) -> Pictures | None:
-        """The pictures as rows that are decoded by who computes; None where that is no good.
-
-        Args:
-            on_device: whether who computes is a device that may decode.
+    def in_turn(self, pictures: Sequence[bytes], reader: Reader) -> Pictures | None:
+        """The pictures as rows that `reader` decodes in their turn; None where that is no good.
 
         Raises:
             models.picture.PictureError: of the first picture whose header says enough.
         """
-        reader = self.device_reader(preprocessing) if on_device else self._reader(preprocessing)
-        if len(pictures) > IN_TURN_PICTURES or reader is None:
+        if len(pictures) > IN_TURN_PICTURES:
             return None
-        most_pixels = ON_DEVICE_PIXELS if on_device else IN_TURN_PIXELS
+        most_pixels = ON_DEVICE_PIXELS if isinstance(reader, DeviceReader) else IN_TURN_PIXELS
         encoded: list[EncodedPicture] = []
         for index, data in enumerate(pictures):
             with _naming(index, len(pictures)):
@@ -150,6 +144,15 @@ class Decoder:
                     return None
                 rows.append(read(small, preprocessing))
         return rows[0] if len(rows) == 1 else torch.cat(rows)
+
+    def host_reader(self, preprocessing: Preprocessing) -> CrewReader:
+        """What decodes where the processor computes."""
+        finish = preprocessing.finisher(torch.device("cpu"))
+
+        def rows(picture: EncodedPicture) -> Tensor:
+            return finish(self._pixels(picture, preprocessing))
+
+        return CrewReader(rows, preprocessing.input_shape, self._crew)
 
     def device_reader(self, preprocessing: Preprocessing) -> DeviceReader | None:
         """What lets a device decode; None where it does not, or cannot do these steps."""
@@ -213,12 +216,6 @@ class Decoder:
         """Finish what is being decoded and end the threads."""
         self._threads.shutdown(wait=True, cancel_futures=True)
         self._crew.close()
-
-    def _reader(self, preprocessing: Preprocessing) -> Reader:
-        def rows(picture: EncodedPicture) -> Tensor:
-            return self._finished(picture, preprocessing)
-
-        return CrewReader(rows, preprocessing.input_shape, self._crew)
 
     def _start(
         self, data: bytes, preprocessing: Preprocessing, deadline: float, read: Read

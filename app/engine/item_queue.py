@@ -3,7 +3,6 @@
 Plain data without threads, clocks or event loops: the caller holds the lock and says the time.
 """
 
-import asyncio
 import math
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from app.engine.pictures import Rows
 from app.engine.schedule import Key
+from app.engine.waiter import Waiter
 
 Outputs = dict[str, Tensor]
 # Without a deadline an item takes its turn as if it had this one, so that it never starves.
@@ -34,14 +34,13 @@ class Answer(NamedTuple):
 
 
 class Item:
-    """One request's rows on their way; its future travels with it."""
+    """One request's rows on their way; who waits for its answer travels with it."""
 
     __slots__ = (
         "batch_size",
         "compute_s",
         "deadline",
         "decode_s",
-        "future",
         "inputs",
         "key",
         "next_row",
@@ -50,13 +49,14 @@ class Item:
         "pieces",
         "submitted_at",
         "taken_at",
+        "waiter",
         "waiting",
     )
 
     def __init__(
         self,
         inputs: Rows,
-        future: "asyncio.Future[Answer]",
+        waiter: Waiter[Answer],
         now: float,
         deadline: float | None,
         priority: int,
@@ -64,7 +64,7 @@ class Item:
     ) -> None:
         self.inputs: Rows | None = inputs
         self.num_rows: int = inputs.shape[0]
-        self.future = future
+        self.waiter = waiter
         self.submitted_at = now
         self.taken_at = now
         self.deadline = math.inf if deadline is None else deadline
@@ -117,7 +117,7 @@ class ItemQueue:
         """The item whose turn is next; who was cancelled is dropped on the way to it."""
         while self._entries:
             item = self._entries[0][1]
-            if not item.future.done():
+            if not item.waiter.done():
                 return item
             self._drop_head()
         return None

@@ -18,6 +18,7 @@ from app.engine.lane_statistics import LaneStatistics
 from app.engine.pictures import Rows
 from app.engine.schedule import LOWEST, NORMAL
 from app.engine.turns import Turns
+from app.engine.waiter import Waiter
 from app.errors import BadInput, DeadlineExceeded, ServiceError, Unavailable
 
 T = TypeVar("T")
@@ -130,24 +131,30 @@ class Lane:
             OutOfDeviceMemory: even half of its batch did not fit.
             DeviceLost, LaneClosed, Draining: nothing is computed here any more.
         """
-        item = self.begin(inputs, deadline, priority)
+        future: asyncio.Future[Answer] = self._dispatch.loop.create_future()
+        item = self.begin(future, inputs, deadline, priority)
         try:
-            return await item.future
+            return await future
         finally:
             self.end(item)
             # A future that failed knows the error, which knows this frame: no ring, no garbage.
-            del item
+            del item, future
 
-    def begin(self, inputs: Rows, deadline: float | None = None, priority: int = NORMAL) -> Item:
-        """Let rows wait; whoever waits for the future of the item calls `end` when it is done.
+    def begin(
+        self,
+        waiter: Waiter[Answer],
+        inputs: Rows,
+        deadline: float | None = None,
+        priority: int = NORMAL,
+    ) -> Item:
+        """Let rows wait; `end` is called when `waiter` is done, and he may cancel before.
 
-        Who waits no more cancels it. Args and errors as `submit`.
+        Args and errors as `submit`.
         """
         self._check(inputs)
         dispatch, turns = self._dispatch, self._turns
         now = time.monotonic()
-        future: asyncio.Future[Answer] = dispatch.loop.create_future()
-        item = Item(inputs, future, now, deadline, priority, next(dispatch.numbers))
+        item = Item(inputs, waiter, now, deadline, priority, next(dispatch.numbers))
         with dispatch.lock:
             self._admission.admit(item.num_rows, item.key, item.deadline, now)
             turns.push(item, now)
@@ -155,8 +162,8 @@ class Lane:
         return item
 
     def end(self, item: Item) -> None:
-        """Nobody waits for `item` any more: it was answered, or its future was cancelled."""
-        if item.future.cancelled():
+        """Nobody waits for `item` any more: it was answered, or cancelled."""
+        if item.waiter.cancelled():
             self._turns.statistics.num_abandoned += 1
             with self._dispatch.lock:
                 self._turns.discard(item)

@@ -17,7 +17,7 @@ from app.engine.decoding import Decoder
 from app.engine.device_thread import compute_with
 from app.engine.item_queue import Answer
 from app.engine.loading import LoadedVersion
-from app.engine.pictures import Pictures, Rows
+from app.engine.pictures import Pictures, Reader, Rows
 from app.engine.pipeline import Accelerator, Pipeline
 from app.engine.respond import pipeline_of, pixel_pipeline_of, run_of
 from app.engine.statistics import Duration, Statistics
@@ -66,6 +66,8 @@ class Prediction(NamedTuple):
         values, labels = self.best_values, self.best_labels
         if values is None or labels is None or values.shape[1] < num_labels:
             values, labels = self.probabilities.topk(num_labels, dim=1)
+        if values.shape[1] == num_labels:
+            return values, labels
         return values[:, :num_labels], labels[:, :num_labels]
 
 
@@ -116,6 +118,7 @@ class Predictor:
             as_bytes = replace(options, dtype=torch.uint8)
             self.pixels = _lane(loaded, batcher, as_bytes, raw_shape, pixel_pipeline_of)
             self.pixels.count_with(self.lane)
+        self._reader = self._reader_in_turn()
         for lane in self.lanes:
             weakref.finalize(self, lane.let_go).atexit = False
         weakref.finalize(self, batcher.free_soon).atexit = False
@@ -236,10 +239,18 @@ class Predictor:
 
     def _in_turn(self, pictures: Sequence[bytes]) -> Pictures | None:
         """Pictures that become numbers when their turn comes; None for those that do so before."""
-        if not self.accepts_pictures or self.lane.is_inline:
+        if self._reader is None or self.lane.is_inline:
             return None
-        on_device = self.pixels is not None
-        return self._decoder.in_turn(pictures, self.manifest.preprocessing, on_device=on_device)
+        return self._decoder.in_turn(pictures, self._reader)
+
+    def _reader_in_turn(self) -> Reader | None:
+        """Who decodes pictures in their turn; None where nobody does."""
+        if not self.accepts_pictures:
+            return None
+        preprocessing = self.manifest.preprocessing
+        if self.pixels is None:
+            return self._decoder.host_reader(preprocessing)
+        return self._decoder.device_reader(preprocessing)
 
     @property
     def loaded_as(self) -> "Predictor":

@@ -179,13 +179,13 @@ class Turns:
 
     def answer(self, item: Item, outputs: Outputs, now: float) -> None:
         """Answer `item`, unless its caller has gone or its time is up."""
-        if item.future.done():
+        if item.waiter.done():
             return
         if item.deadline < now:
             self.expire_item(item, now)
             return
         queue_s = item.taken_at - item.submitted_at
-        item.future.set_result(
+        item.waiter.set_result(
             Answer(
                 outputs,
                 queue_s * 1000,
@@ -200,8 +200,8 @@ class Turns:
 
     def fail_item(self, item: Item, error: Exception) -> None:
         """Answer `item` with `error`, and let the rest of its rows wait no more."""
-        if not item.future.done():
-            item.future.set_exception(error)
+        if not item.waiter.done():
+            item.waiter.set_exception(error)
             self.statistics.num_failed += 1
         with self._dispatch.lock:
             self.discard(item)
@@ -213,7 +213,7 @@ class Turns:
         have been in time without, or where there is a crowd: to read and refuse it takes the
         processors that its batch needed.
         """
-        if not item.future.done():
+        if not item.waiter.done():
             waited_s = item.taken_at - item.submitted_at
             error = DeadlineExceeded("the time was up before the answer")
             is_crowded = now - self.turned_away_at < CROWDED_S
@@ -223,7 +223,7 @@ class Turns:
                     "the time was up before its turn" if waiting else "its turn came too late",
                     retry_after_s=self.retry_after_s,
                 )
-            item.future.set_exception(error)
+            item.waiter.set_exception(error)
             if not self._dispatch.stood_still(time.monotonic()):
                 self.policy.promise(kept=False)
             self.statistics.num_expired += 1
@@ -381,7 +381,7 @@ class Turn:
         for item in self._items():
             if item.deadline < now:
                 self._turns.expire_item(item, now)
-            elif not item.future.done():
+            elif not item.waiter.done():
                 earliest = min(earliest, item.deadline)
         return earliest
 
