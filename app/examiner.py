@@ -96,7 +96,9 @@ class Examiner:
         self._something.set()
         # Read again: it may have been claimed, and done, before anybody waited for its end.
         job = await asyncio.to_thread(self.jobs.get, job.id)
-        if job.is_final or wait_s <= 0:
+        # What was written down a moment ago may not have been told yet.
+        is_told = ending.done() or self._is_in_hand(job)
+        if wait_s <= 0 or (job.is_final and not is_told):
             self._endings.pop(job.id, None)
             return job
         try:
@@ -111,7 +113,7 @@ class Examiner:
     async def cancel(self, job_id: str, by: str) -> Job:
         """End it, wherever it is; raises as `JobStore.cancel`."""
         job = await asyncio.to_thread(self.jobs.cancel, job_id, by=by)
-        if self._running is not None and self._running[0] == job_id:
+        if self._running is not None and self._is_in_hand(job):
             self._running[1].cancel()  # what it reads goes when it has ended
         else:
             await asyncio.to_thread(self._let_go, job)
@@ -138,6 +140,9 @@ class Examiner:
         if job.options != new.options:
             self._let_go(new)
         return job
+
+    def _is_in_hand(self, job: Job) -> bool:
+        return self._running is not None and self._running[0] == job.id
 
     def _let_go(self, job: Job | NewJob) -> None:
         self.uploads.remove(job.options["question"]["dataset"])
@@ -193,8 +198,8 @@ class Examiner:
         finally:
             heart.cancel()
             task.cancel()
-            self._running = None
         await asyncio.to_thread(self._let_go, job)
+        self._running = None
         self._end(job, error)
 
     async def _fail(self, job: Job, failure: Exception) -> None:

@@ -1,5 +1,6 @@
 """`/v1/evaluations` over HTTP: figures, jobs, the page, the gate, and every way to get it wrong."""
 
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -7,6 +8,8 @@ from conftest import publish_cnn, served
 from starlette.testclient import TestClient
 from test_evaluation import trained_store
 
+from app.jobs.job import Job
+from app.jobs.store import JobStore
 from models import checkpoint
 from models.store import ModelStore
 
@@ -181,13 +184,34 @@ def test_bad_rules_and_ids(client: TestClient) -> None:
         assert client.get(f"{URL}/{path}/report").status_code == 404
 
 
-def test_a_broken_version_fails_with_its_own_status(
-    client: TestClient, trained_store: ModelStore
-) -> None:
-    version = publish_cnn(trained_store, "broken", seed=3)
+def publish_broken(store: ModelStore) -> None:
+    version = publish_cnn(store, "broken", seed=3)
     weights = version.folder / "weights.safetensors"
     weights.chmod(0o644)
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+
+
+def test_a_failure_that_was_written_down_before_anybody_waited_is_still_told(
+    client: TestClient, trained_store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish_broken(trained_store)
+    get = JobStore.get
+
+    def ended(jobs: JobStore, job_id: str) -> Job:
+        until = time.monotonic() + 10
+        while not (job := get(jobs, job_id)).is_final and time.monotonic() < until:
+            time.sleep(0.001)
+        return job
+
+    monkeypatch.setattr(JobStore, "get", ended)
+    answer = client.post(URL, json={"model": "broken", "dataset": "digits"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "load_failed")
+
+
+def test_a_broken_version_fails_with_its_own_status(
+    client: TestClient, trained_store: ModelStore
+) -> None:
+    publish_broken(trained_store)
     answer = client.post(URL, json={"model": "broken", "dataset": "digits"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "load_failed")
     listed = client.get(URL).json()["data"][0]
