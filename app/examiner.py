@@ -97,7 +97,7 @@ class Examiner:
         # Read again: it may have been claimed, and done, before anybody waited for its end.
         job = await asyncio.to_thread(self.jobs.get, job.id)
         # What was written down a moment ago may not have been told yet.
-        is_told = ending.done() or self._is_in_hand(job)
+        is_told = ending.done() or self._task_of(job) is not None
         if wait_s <= 0 or (job.is_final and not is_told):
             self._endings.pop(job.id, None)
             return job
@@ -113,8 +113,9 @@ class Examiner:
     async def cancel(self, job_id: str, by: str) -> Job:
         """End it, wherever it is; raises as `JobStore.cancel`."""
         job = await asyncio.to_thread(self.jobs.cancel, job_id, by=by)
-        if self._running is not None and self._is_in_hand(job):
-            self._running[1].cancel()  # what it reads goes when it has ended
+        task = self._task_of(job)
+        if task is not None:
+            task.cancel()  # what it reads goes when it has ended
         else:
             await asyncio.to_thread(self._let_go, job)
         return job
@@ -141,8 +142,9 @@ class Examiner:
             self._let_go(new)
         return job
 
-    def _is_in_hand(self, job: Job) -> bool:
-        return self._running is not None and self._running[0] == job.id
+    def _task_of(self, job: Job) -> "asyncio.Task[Mapping[str, Any]] | None":
+        """What works at it; None where it is not in hand here."""
+        return self._running[1] if self._running and self._running[0] == job.id else None
 
     def _let_go(self, job: Job | NewJob) -> None:
         self.uploads.remove(job.options["question"]["dataset"])
@@ -188,6 +190,7 @@ class Examiner:
             if asyncio.current_task() is not None and asyncio.current_task().cancelling():  # type: ignore[union-attr]
                 with contextlib.suppress(Exception):
                     self.jobs.release(job, "its server stopped", is_blamed=False)
+                self._running = None
                 raise
             error = BadInput(f"{job.id} was cancelled")
         except StaleWorker:

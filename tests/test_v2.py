@@ -14,6 +14,7 @@ from starlette.testclient import TestClient
 from app.api.v2 import EXTENSIONS, MODEL_PATHS, V2Options, infer_routes, v2_routes
 from app.api.v2_schema import v2_entries
 from app.api.v2_tensors import Limits
+from app.engine.batch_policy import BatchPolicy
 from models import checkpoint
 from models.store import ModelStore
 
@@ -298,22 +299,23 @@ def test_only_infer_is_compressed_and_only_on_request(client: TestClient) -> Non
     assert "content-encoding" not in failed.headers
 
 
-def test_statistics_count_items_and_batches(client: TestClient) -> None:
+def test_statistics_count_items_and_batches(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # On the event loop two rows may be two batches, where a slow moment makes them seem long.
+    monkeypatch.setattr(BatchPolicy, "prefers_inline", lambda *_: False)
     before = statistics(client)
-    # Two rows are one batch, or two where a row takes so long that they would hold the event loop.
+    # Two rows are one batch; three may be two, where that was quicker lately than padding.
     infer(client, {**ZEROS, "shape": [2, 1, 8, 8], "data": [0] * 128})
     infer(client, ZEROS)
     after = statistics(client)
     assert after["inference_count"] - before["inference_count"] == 3
-    executions = after["execution_count"] - before["execution_count"]
-    assert executions in (2, 3)
+    assert after["execution_count"] - before["execution_count"] == 2
     assert after["inference_stats"]["success"]["count"] == 2
     needed = {"success", "queue", "cache_hit", "cache_miss"}
     needed |= {"compute_input", "compute_infer", "compute_output"}
     assert needed <= after["inference_stats"].keys()
-    batches = {one["batch_size"]: one["compute_infer"]["count"] for one in after["batch_stats"]}
-    assert sum(batches.values()) == executions
-    assert sum(size * count for size, count in batches.items()) == 3
+    assert sum(one["compute_infer"]["count"] for one in after["batch_stats"]) == 2
 
 
 def statistics(client: TestClient) -> Any:
