@@ -9,7 +9,7 @@ T_contra = TypeVar("T_contra", contravariant=True)
 
 
 class Waiter(Protocol[T_contra]):
-    """As much of an `asyncio.Future` as the engine needs; every method is the event loop's."""
+    """As much of an `asyncio.Future` as the engine needs; other threads ask `done` only."""
 
     def done(self) -> bool:
         """Whether there is nothing to wait for any more."""
