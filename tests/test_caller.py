@@ -43,6 +43,7 @@ def pieces(*chunks: bytes) -> Line:
 @pytest.mark.parametrize("chunks", [(b"",), (b"abc",), (b"a", b"", b"bc"), (b"", b"abc", b"")])
 async def test_a_body_is_read_whole(chunks: tuple[bytes, ...]) -> None:
     assert await read_body(pieces(*chunks).receive, None, 3) == b"".join(chunks)
+    assert await read_body(pieces(*chunks).receive, None, 3, 2) == b"\0\0" + b"".join(chunks)
 
 
 async def test_a_body_that_announces_too_much_is_not_read() -> None:
@@ -54,10 +55,11 @@ async def test_a_body_that_announces_too_much_is_not_read() -> None:
 
 
 async def test_a_body_that_grows_too_large_is_read_no_further() -> None:
-    line = pieces(b"ab", b"cd", b"ef")
-    with pytest.raises(BodyTooLarge):
-        await read_body(line.receive, None, 3)
-    assert line.asked == 2
+    for lead_bytes in (0, 2):
+        line = pieces(b"ab", b"cd", b"ef")
+        with pytest.raises(BodyTooLarge):
+            await read_body(line.receive, None, 3, lead_bytes)
+        assert line.asked == 2
 
 
 async def test_a_body_that_is_never_finished_is_no_body() -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from app.api import v2_errors as wrong
-from app.api.v2_request import InferRequest, parse_request
+from app.api.v2_request import InferRequest, lead_bytes, parse_request
 from app.api.v2_tensors import DATATYPES, Limits
 from app.engine.predictor import TensorSpec
 
@@ -65,6 +65,24 @@ def test_a_header_of_zero_means_one_raw_item() -> None:
 def test_a_raw_body_of_another_size_is_refused(size: int) -> None:
     with pytest.raises(wrong.BinarySizeInvalid, match="needs 24 bytes"):
         parse_request(bytes(size), b"0", SPEC, LIMITS)
+
+
+@pytest.mark.parametrize("spaces", range(8))
+def test_behind_its_lead_a_tensor_is_viewed_where_it_lies(spaces: int) -> None:
+    entry = {**RAW, "datatype": "FP64", "parameters": {"binary_data_size": 16}}
+    text = orjson.dumps({"inputs": [entry]}) + b" " * spaces
+    header = b"%d" % len(text)
+    lead = lead_bytes(header)
+    body = bytearray(lead) + text + np.array([1, 2], "<f8").tobytes()
+    (tensor,) = parse_request(body, header, SPEC, LIMITS, lead).inputs
+    assert tensor.data.tolist() == [1, 2]  # type: ignore[union-attr]
+    body[-8:] = np.array([3], "<f8").tobytes()
+    assert tensor.data.tolist() == [1, 3]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("header", [None, b"", b"x", b"-3", b"9" * 19])
+def test_what_says_no_length_asks_for_no_lead(header: bytes | None) -> None:
+    assert lead_bytes(header) == 0
 
 
 def test_wishes_are_read() -> None:
@@ -322,11 +340,26 @@ def test_any_request_is_parsed_or_refused_by_name(
 ) -> None:
     text, sentences = json.dumps({"inputs": inputs}).encode(), []
     for length in (header, len(text)):
-        try:
-            parse_request(text + raw, None if length is None else b"%d" % length, SPEC, LIMITS)
-        except wrong.V2Error as error:
-            sentences.append(str(error))
+        said = None if length is None else b"%d" % length
+        lead = lead_bytes(said)
+        found = outcome(text + raw, said)
+        assert outcome(bytes(lead) + text + raw, said, lead) == found
+        if isinstance(found, str):
+            sentences.append(found)
     assert all(10 < len(sentence) < 400 for sentence in sentences)
+
+
+def outcome(body: bytes, header: bytes | None, begin: int = 0) -> object:
+    """What a body was read as, or the sentence that refused it."""
+    try:
+        request = parse_request(body, header, SPEC, LIMITS, begin)
+    except wrong.V2Error as error:
+        return str(error)
+    return request._replace(inputs=[(*one[:3], plain(one.data)) for one in request.inputs])  # type: ignore[arg-type]
+
+
+def plain(data: torch.Tensor | list[bytes]) -> object:
+    return str(data.tolist()) if isinstance(data, torch.Tensor) else data
 
 
 @settings(deadline=None)

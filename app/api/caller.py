@@ -21,9 +21,12 @@ class CallerGone(BadRequest):
 
 
 async def read_body(
-    receive: Receive, content_length: bytes | None, max_bytes: int
+    receive: Receive, content_length: bytes | None, max_bytes: int, lead_bytes: int = 0
 ) -> bytes | bytearray:
     """The whole body; memory grows only with what has arrived.
+
+    Args:
+        lead_bytes: zeros to put before it, for whoever wants what it holds at an even address.
 
     Raises:
         BodyTooLarge: announced or arriving, it is over `max_bytes`.
@@ -31,13 +34,13 @@ async def read_body(
     """
     if content_length is not None and _announced(content_length) > max_bytes:
         raise _too_large(max_bytes)
-    body: bytes | bytearray = b""
+    body: bytes | bytearray = bytearray(lead_bytes) if lead_bytes else b""
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise CallerGone
         chunk: bytes = message.get("body", b"")
-        if len(body) + len(chunk) > max_bytes:
+        if len(body) - lead_bytes + len(chunk) > max_bytes:
             raise _too_large(max_bytes)
         if not body:
             body = chunk

@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from starlette.types import Receive, Scope, Send
 
@@ -20,11 +20,13 @@ from app.api.inference import INLINE_BYTES, Fields, Inference, at_once, send_ans
 from app.api.repeated_request import BEGIN, Settle
 from app.api.v2_form import KnownForm
 from app.api.v2_model import ACCEPTED_DATATYPES, batch_of, numbers_of, outputs_of, queue_priority
-from app.api.v2_request import InferRequest, parse_request
+from app.api.v2_request import InferRequest, lead_bytes, parse_request
 from app.api.v2_response import Answer, encode_answer, select_outputs
 from app.api.v2_tensors import Limits
 from app.engine.live import LiveModels
 from app.engine.predictor import Prediction, Predictor
+
+JSON_LENGTH: Final = b"inference-header-content-length"
 
 
 class InferHead(NamedTuple):
@@ -52,7 +54,7 @@ class InferHead(NamedTuple):
         timeout = headers.get(b"x-request-timeout-ms")
         return cls(
             asked(headers, path_params["model"], path_params.get("version")),
-            headers.get(b"inference-header-content-length"),
+            headers.get(JSON_LENGTH),
             encoding or "identity",
             None if accepted is None else accepted.decode("latin-1"),
             None if timeout is None else timeout_s(timeout),
@@ -85,12 +87,14 @@ class InferRoute:
         headers = dict(scope["headers"])
         length = headers.get(b"content-length")
         try:
-            body = await read_body(receive, length, self._limits.max_body_bytes)
+            # A tensor at an odd address would be copied, a large one onto fresh pages.
+            lead = 0 if b"content-encoding" in headers else lead_bytes(headers.get(JSON_LENGTH))
+            body = await read_body(receive, length, self._limits.max_body_bytes, lead)
             head = InferHead.of(scope["path_params"], headers)
             body = await self._inflated(body, head.content_encoding)
             predictor = await self._live.get(*head.asked)
             scope["model"] = predictor  # for the count of requests by model and version
-            request = await self._parsed(body, head, predictor)
+            request = await self._parsed(body, head, predictor, lead)
             deadline = head.deadline(request, arrived, self._timeout_s)
             with WhileCallerWaits(receive):
                 prediction = await self._predicted(scope, predictor, request, deadline)
@@ -136,10 +140,10 @@ class InferRoute:
         return await asyncio.to_thread(inflate, body, encoding, self._limits.max_inflated_bytes)
 
     async def _parsed(
-        self, body: bytes | bytearray, head: InferHead, predictor: Predictor
+        self, body: bytes | bytearray, head: InferHead, predictor: Predictor, lead: int
     ) -> InferRequest:
         """Large JSON is parsed in a thread: its parser lets nobody else run, its steps do."""
-        arguments = body, head.json_length, predictor.inputs[0], self._limits
+        arguments = body, head.json_length, predictor.inputs[0], self._limits, lead
         if len(body) <= INLINE_BYTES:
             return parse_request(*arguments)
         return await asyncio.to_thread(parse_request, *arguments)
@@ -188,7 +192,7 @@ def _described(answer: Answer) -> Fields:
         return [(b"content-type", b"application/json")]
     return [
         (b"content-type", b"application/octet-stream"),
-        (b"inference-header-content-length", b"%d" % answer.header_length),
+        (JSON_LENGTH, b"%d" % answer.header_length),
     ]
 
 

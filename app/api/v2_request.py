@@ -34,6 +34,7 @@ from app.engine.predictor import TensorSpec
 MAX_TEXT_CHARACTERS = 1024
 MAX_INTEGER = 2**63 - 1
 MAX_HEADER_DIGITS = 18
+WIDEST_ELEMENT_BYTES = 8
 SCALARS = {str, int, float, bool}
 
 
@@ -72,8 +73,21 @@ class Message(NamedTuple):
     start: int
 
 
+def lead_bytes(header: bytes | None) -> int:
+    """How many bytes before a body bring its first raw tensor to an address fit for any datatype.
+
+    Args:
+        header: `Inference-Header-Content-Length` as sent; None where it was not.
+    """
+    return -int(header) % WIDEST_ELEMENT_BYTES if header and _is_number(header) else 0
+
+
 def parse_request(
-    body: bytes | bytearray, header: bytes | None, raw_input: TensorSpec, limits: Limits
+    body: bytes | bytearray,
+    header: bytes | None,
+    raw_input: TensorSpec,
+    limits: Limits,
+    begin: int = 0,
 ) -> InferRequest:
     """Everything in one `infer` request but what only the model can judge.
 
@@ -81,6 +95,7 @@ def parse_request(
         body: after inflating.
         header: `Inference-Header-Content-Length` as sent; None where it was not.
         raw_input: which tensor a body without JSON holds, one item of it.
+        begin: where in `body` it begins; only with a header may that not be 0.
 
     Raises:
         V2Error: by name; see `app/api/v2_errors.py`.
@@ -88,10 +103,11 @@ def parse_request(
     if header is None:
         message = Message(body, body, len(body))
     else:
-        length = _header_length(header, len(body))
+        length = _header_length(header, len(body) - begin)
         if length == 0:
-            return _raw_request(body, raw_input, limits)
-        message = Message(bytes(memoryview(body)[:length]), body, length)
+            return _raw_request(body, begin, raw_input, limits)
+        start = begin + length
+        message = Message(bytes(memoryview(body)[begin:start]), body, start)
     document = parse_json(message.text, limits)
     parameters = parameters_of(document)
     _refuse_sequences(parameters)
@@ -150,8 +166,7 @@ def whole_number(parameters: dict[str, Any], name: str) -> int:
 
 
 def _header_length(header: bytes, body_length: int) -> int:
-    digits = header.isdigit() and len(header) <= MAX_HEADER_DIGITS
-    length = int(header) if digits else -1
+    length = int(header) if _is_number(header) else -1
     if not 0 <= length <= body_length:
         raise HeaderLengthInvalid(
             f"inference header size should be in range (0, {body_length}), "
@@ -160,11 +175,18 @@ def _header_length(header: bytes, body_length: int) -> int:
     return length
 
 
-def _raw_request(body: bytes | bytearray, spec: TensorSpec, limits: Limits) -> InferRequest:
+def _is_number(header: bytes) -> bool:
+    return header.isdigit() and len(header) <= MAX_HEADER_DIGITS
+
+
+def _raw_request(
+    body: bytes | bytearray, begin: int, spec: TensorSpec, limits: Limits
+) -> InferRequest:
     """The body is one item of the model's first input, and every output comes back binary."""
     datatype = datatype_named(spec.datatype)
     shape = checked_shape(spec.name, datatype, [1, *spec.shape], limits)
-    data = data_from_bytes(spec.name, datatype, shape, _writable(body), 0, len(body))
+    num_bytes = len(body) - begin
+    data = data_from_bytes(spec.name, datatype, shape, _writable(body), begin, num_bytes)
     tensor = NamedTensor(spec.name, spec.datatype, shape, data)
     return InferRequest(None, [tensor], None, True, 0, 0)
 
