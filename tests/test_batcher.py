@@ -19,7 +19,7 @@ from app.engine.batcher import LOWEST, Batcher, Lane, LaneOptions
 from app.engine.item_queue import Answer
 from app.engine.lane import LaneClosed
 from app.engine.turns import OutOfDeviceMemory
-from app.engine.waiter import Outcome
+from app.engine.waiter import Outcome, Step
 from app.errors import (
     BadInput,
     DeadlineExceeded,
@@ -371,6 +371,41 @@ async def test_who_is_told_at_once_needs_no_further_round_of_the_loop() -> None:
             await asyncio.sleep(0)
     # the batch runs in the round after its rows came, and says so in it
     assert told_in == [(1, [2, 4])]
+
+
+async def test_those_who_share_a_batch_take_each_step_together() -> None:
+    taken: list[str] = []
+
+    def way(name: str) -> Step:
+        def third() -> None:
+            taken.append(f"{name}3")
+
+        def second() -> Step | None:
+            taken.append(f"{name}2")
+            return third if name == "b" else None
+
+        def first() -> Step:
+            taken.append(f"{name}1")
+            return second
+
+        return first
+
+    async with started() as batcher:
+        gate = Gate()
+        lane = batcher.open_lane("steps", gate, THREAD, row_shape=(1,))
+        before = await gate.closed_behind(lane)
+        outcomes: list[Outcome[Answer]] = [Outcome(way(name)) for name in "abc"]
+        items = [lane.begin(each, rows(n)) for n, each in enumerate(outcomes, 1)]
+        outcomes[2].cancel()
+        assert taken == ["c1", "c2"]
+        gate.open()
+        await before
+        async with asyncio.timeout(5):
+            while not all(each.done() for each in outcomes):
+                await asyncio.sleep(0.001)
+        for item in items:
+            lane.end(item)
+    assert taken == ["c1", "c2", "a1", "b1", "a2", "b2", "b3"]
 
 
 async def test_who_cannot_be_told_hurts_no_neighbour() -> None:

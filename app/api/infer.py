@@ -17,7 +17,7 @@ from app.api.caller import LONGEST_TIMEOUT_S, CallerGone, WhileCallerWaits, read
 from app.api.choice import Asked, asked
 from app.api.compression import LARGEST_RATIO, accepted_encoding, deflate, inflate
 from app.api.inference import INLINE_BYTES, Fields, Inference, at_once, send_answer
-from app.api.repeated_request import BEGIN, Settle
+from app.api.repeated_request import BEGIN
 from app.api.v2_form import KnownForm
 from app.api.v2_model import ACCEPTED_DATATYPES, batch_of, numbers_of, outputs_of, queue_priority
 from app.api.v2_request import InferRequest, lead_bytes, parse_request
@@ -25,6 +25,7 @@ from app.api.v2_response import Answer, encode_answer, select_outputs
 from app.api.v2_tensors import Limits
 from app.engine.live import LiveModels
 from app.engine.predictor import Prediction, Predictor
+from app.engine.waiter import Step
 
 JSON_LENGTH: Final = b"inference-header-content-length"
 
@@ -108,12 +109,12 @@ class InferRoute:
             scope[BEGIN] = partial(self.begin, head, KnownForm())
 
     def begin(
-        self, head: InferHead, form: KnownForm, scope: Scope, body: bytes, settle: Settle
+        self, head: InferHead, form: KnownForm, scope: Scope, body: bytes, settle: Step
     ) -> Inference | None:
         """Let a model begin with `body`; None where something has to be waited for first.
 
         Args:
-            settle: called once it is over.
+            settle: the first step once it is over.
 
         Raises:
             V2Error, ServiceError: as the route would tell them.

@@ -11,7 +11,7 @@ from app.engine.item_queue import Item
 from app.engine.live import LiveModels
 from app.engine.pictures import Rows
 from app.engine.predictor import Prediction, Predictor
-from app.engine.waiter import Outcome
+from app.engine.waiter import Outcome, Step
 
 # Below this many bytes zlib and a parser hold the event loop for a few milliseconds at most.
 INLINE_BYTES: Final = 1024 * 1024
@@ -42,7 +42,7 @@ class Inference:
         predictor: lives for as long as somebody holds on to it.
         rows: as `Predictor.predict` takes them.
         encode: makes the body of the answer, and the fields that describe it but for its length.
-        settle: called once it is over.
+        settle: the first step once it is over.
 
     Raises:
         As `Lane.begin`.
@@ -57,7 +57,7 @@ class Inference:
         deadline: float,
         priority: int,
         encode: Encode,
-        settle: Callable[[], None],
+        settle: Step,
     ) -> None:
         self._predictor = predictor
         self._encode = encode

@@ -23,11 +23,12 @@ from app.api.caller import CallerGone, WhileCallerWaits, read_body, timeout_s
 from app.api.choice import Asked, asked
 from app.api.inference import Fields, Inference, at_once, send_answer
 from app.api.multipart import parse_form
-from app.api.repeated_request import BEGIN, Settle
+from app.api.repeated_request import BEGIN
 from app.engine.live import LiveModels
 from app.engine.pictures import Rows
 from app.engine.predictor import Prediction, Predictor
 from app.engine.schedule import NORMAL
+from app.engine.waiter import Step
 from app.errors import BadInput, BadRequest, ForwardFailed, MediaTypeRefused
 
 DEFAULT_TOP_K: Final = 5
@@ -87,12 +88,12 @@ class PredictRoute:
         scope[BEGIN] = partial(self.begin, head)
 
     def begin(
-        self, head: "PredictHead", scope: Scope, body: bytes, settle: Settle
+        self, head: "PredictHead", scope: Scope, body: bytes, settle: Step
     ) -> Inference | None:
         """Let a model begin with `body`; None where something has to be waited for first.
 
         Args:
-            settle: called once it is over.
+            settle: the first step once it is over.
 
         Raises:
             ServiceError, PictureError: as the route would tell them.

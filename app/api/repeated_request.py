@@ -6,12 +6,14 @@ Who may ask is asked again each time, because a key may end; host, origin and bo
 import asyncio
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Final, Protocol
 
 from starlette.requests import Request
 from starlette.types import Scope
 
 from app.api.error_answers import error_response, log_unless_known
+from app.engine.waiter import Step
 from app.errors import refusal_of
 from app.http.access import AccessLog
 from app.http.answer import CALLER_LEFT, lines_of
@@ -42,8 +44,7 @@ class Begun(Protocol):
         """
 
 
-Settle = Callable[[], None]
-Begin = Callable[[Scope, bytes, Settle], Begun | None]
+Begin = Callable[[Scope, bytes, Step], Begun | None]
 
 
 class RepeatedRequest:
@@ -52,8 +53,8 @@ class RepeatedRequest:
     Args:
         scope: of the first of them, which was answered with 200.
         admit: asks for the key.
-        begin: begins with the work, at whose end it calls what it is given; None for what has to
-            take the usual way.
+        begin: begins with the work, at whose end it goes on with the step that it is given; None
+            for what has to take the usual way.
         guard, access: of the usual way.
     """
 
@@ -113,8 +114,8 @@ class _Exchange:
         self._reply = reply
         self._began = began
 
-    def settle(self) -> None:
-        """Answer, now that the work is done."""
+    def settle(self) -> Step | None:
+        """Make the answer, now that the work is done; to write it is the next step."""
         # Nothing may keep what an error knows: its frames, this one among them, know this object.
         begun, self.begun = self.begun, None
         try:
@@ -126,19 +127,21 @@ class _Exchange:
         else:
             own = b"x-request-id: %b\r\ncontent-length: %d\r\n" % (self._request_id, len(body))
             lines = b"".join((lines_of(fields), own, self._head.safe_headers.lines))
-            self._answer(200, lines, body)
+            return partial(self._answer, 200, lines, body)
+        return None
 
     def fail(self, error: Exception) -> None:
         """Answer what the usual way would."""
         log_unless_known(error, self._scope)
         response = error_response(Request(self._scope), refusal_of(error))
         fields = self._head.safe_headers.add_to(response.raw_headers, self._request_id)
-        self._answer(response.status_code, lines_of(fields), bytes(response.body))
+        self._answer(response.status_code, lines_of(fields), bytes(response.body))()
 
-    def _answer(self, status: int, lines: bytes, body: bytes) -> None:
-        seconds = time.perf_counter() - self._began
+    def _answer(self, status: int, lines: bytes, body: bytes) -> Step:
+        """Write it; to count it is the next step."""
         self._reply(status, lines, body)
-        self._head.count(self._scope, status, seconds)
+        seconds = time.perf_counter() - self._began
+        return partial(self._head.count, self._scope, status, seconds)
 
 
 def nothing() -> None:

@@ -22,6 +22,7 @@ from app.engine.lane_statistics import LaneStatistics
 from app.engine.pipeline import Pipeline
 from app.engine.schedule import NORMAL, Key, Schedule
 from app.engine.scratch import Scratch
+from app.engine.waiter import Step, go_on
 from app.errors import (
     DeadlineExceeded,
     DeviceLost,
@@ -177,15 +178,15 @@ class Turns:
 
     # On the event loop, without the lock
 
-    def answer(self, item: Item, outputs: Outputs, now: float) -> None:
-        """Answer `item`, unless its caller has gone or its time is up."""
+    def answer(self, item: Item, outputs: Outputs, now: float) -> Step | None:
+        """Answer `item`, unless its caller has gone or its time is up; what is left to do then."""
         if item.waiter.done():
-            return
+            return None
         if item.deadline < now:
             self.expire_item(item, now)
-            return
+            return None
         queue_s = item.taken_at - item.submitted_at
-        item.waiter.set_result(
+        step = item.waiter.set_result(
             Answer(
                 outputs,
                 queue_s * 1000,
@@ -197,6 +198,7 @@ class Turns:
         if now - item.submitted_at > AT_RISK * item.patience_s:
             self.policy.promise(kept=True)
         self.statistics.count_answer(item.num_rows, queue_s, now - item.submitted_at)
+        return step
 
     def fail_item(self, item: Item, error: Exception) -> None:
         """Answer `item` with `error`, and let the rest of its rows wait no more."""
@@ -364,8 +366,7 @@ class Turn:
         now = time.monotonic()
         for item in self.late:
             self._turns.expire_item(item, now, waiting=True)
-        for item, outputs in self._answers:
-            self._turns.answer(item, outputs, now)
+        go_on([self._turns.answer(item, outputs, now) for item, outputs in self._answers])
         for batch in self.batches:
             for item, error in batch.unusable:
                 self._turns.fail_item(item, error)
