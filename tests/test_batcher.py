@@ -19,7 +19,7 @@ from app.engine.batcher import LOWEST, Batcher, Lane, LaneOptions
 from app.engine.item_queue import Answer
 from app.engine.lane import LaneClosed
 from app.engine.turns import OutOfDeviceMemory
-from app.engine.waiter import Outcome, Step
+from app.engine.waiter import TOGETHER, Outcome, Step, go_on
 from app.errors import (
     BadInput,
     DeadlineExceeded,
@@ -406,6 +406,21 @@ async def test_those_who_share_a_batch_take_each_step_together() -> None:
         for item in items:
             lane.end(item)
     assert taken == ["c1", "c2", "a1", "b1", "a2", "b2", "b3"]
+
+
+def test_of_many_a_group_is_through_before_the_next_begins() -> None:
+    taken: list[tuple[int, int]] = []
+
+    def way(number: int) -> Step:
+        def first() -> Step:
+            taken.append((1, number))
+            return lambda: taken.append((2, number))
+
+        return first
+
+    go_on(way(number) for number in range(TOGETHER + 1))
+    group = [(step, number) for step in (1, 2) for number in range(TOGETHER)]
+    assert taken == [*group, (1, TOGETHER), (2, TOGETHER)]
 
 
 async def test_who_cannot_be_told_hurts_no_neighbour() -> None:

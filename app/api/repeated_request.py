@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.types import Scope
 
 from app.api.error_answers import error_response, log_unless_known
-from app.engine.waiter import Step
+from app.engine.waiter import Step, go_on
 from app.errors import refusal_of
 from app.http.access import AccessLog
 from app.http.answer import CALLER_LEFT, lines_of
@@ -91,7 +91,7 @@ class RepeatedRequest:
             self._admit(scope)
             begun = self.begin(scope, body, exchange.settle)
         except Exception as error:  # the edge of the request
-            exchange.fail(error)
+            go_on([exchange.failed(error)])
             return nothing
         if begun is None:
             return None
@@ -123,19 +123,19 @@ class _Exchange:
         except asyncio.CancelledError:
             self._head.count(self._scope, CALLER_LEFT, time.perf_counter() - self._began)
         except Exception as error:  # the edge of the request
-            self.fail(error)
+            return self.failed(error)
         else:
             own = b"x-request-id: %b\r\ncontent-length: %d\r\n" % (self._request_id, len(body))
             lines = b"".join((lines_of(fields), own, self._head.safe_headers.lines))
             return partial(self._answer, 200, lines, body)
         return None
 
-    def fail(self, error: Exception) -> None:
-        """Answer what the usual way would."""
+    def failed(self, error: Exception) -> Step:
+        """Make the answer that the usual way would give."""
         log_unless_known(error, self._scope)
         response = error_response(Request(self._scope), refusal_of(error))
         fields = self._head.safe_headers.add_to(response.raw_headers, self._request_id)
-        self._answer(response.status_code, lines_of(fields), bytes(response.body))()
+        return partial(self._answer, response.status_code, lines_of(fields), bytes(response.body))
 
     def _answer(self, status: int, lines: bytes, body: bytes) -> Step:
         """Write it; to count it is the next step."""

@@ -2,13 +2,15 @@
 
 import asyncio
 from collections.abc import Callable, Iterable
-from typing import Generic, Protocol, TypeAlias, TypeVar
+from typing import Final, Generic, Protocol, TypeAlias, TypeVar
 
 T = TypeVar("T")
 T_contra = TypeVar("T_contra", contravariant=True)
 
 Step: TypeAlias = Callable[[], "Step | None"]
 """Does one part of a work, and returns the next; None where nothing is left."""
+TOGETHER: Final = 32
+"""So many go on together: the first shall not wait for hundreds, nor all their answers be kept."""
 
 
 class Waiter(Protocol[T_contra]):
@@ -28,15 +30,17 @@ class Waiter(Protocol[T_contra]):
 
 
 def go_on(steps: Iterable[Step | None]) -> None:
-    """Take the first of all steps, then what each of them returned, until none is left.
+    """Take the first of all steps, then what each of them returned, until none of a group is left.
 
     Alike steps in a row find their code and their data in the caches, which a system call between
     them, as every answer is one, would empty: a third of what a small request costs. What a step
     raises goes to the event loop's handler, because others have theirs still to take.
     """
-    left = [step for step in steps if step is not None]
-    while left:
-        left = [further for step in left if (further := _taken(step)) is not None]
+    all_left = [step for step in steps if step is not None]
+    for begin in range(0, len(all_left), TOGETHER):
+        left = all_left[begin : begin + TOGETHER]
+        while left:
+            left = [further for step in left if (further := _taken(step)) is not None]
 
 
 def _taken(step: Step) -> Step | None:
