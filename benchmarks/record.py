@@ -13,6 +13,7 @@ import orjson
 from benchmarks.machine import Machine
 
 RESULTS = Path(__file__).resolve().parent / "results"
+OPENING, CLOSING = "```json\n", "\n```\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +82,21 @@ class Record:
         """Keep it as a file of its own."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self.began:%Y-%m-%d-%H%M}-{self.name}.md"
-        path.write_text(f"{self}\n```json\n{self.line()}\n```\n")
+        path.write_text(f"{self}\n{OPENING}{self.line()}{CLOSING}")
         return path
+
+
+def document_in(result: str) -> dict[str, Any]:
+    """The JSON document of a kept result, from its text.
+
+    Raises:
+        ValueError: there is none.
+    """
+    _, opening, rest = result.partition(OPENING)
+    if not opening:
+        raise ValueError("there is no JSON document in this result")
+    document: dict[str, Any] = orjson.loads(rest.partition(CLOSING)[0])
+    return document
 
 
 def command_of(program: str, arguments: Sequence[str]) -> str:

@@ -2,7 +2,6 @@
 
 import json
 import re
-import runpy
 import statistics
 import subprocess
 import sys
@@ -10,6 +9,8 @@ from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
+
+from benchmarks.peers.chart import draw, rates
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -28,16 +29,15 @@ def test_links_between_documents_lead_somewhere() -> None:
 
 def test_the_chart_of_peers_shows_what_was_measured(tmp_path: Path) -> None:
     result = ROOT / "benchmarks" / "results" / "2026-11-28-0609-peers.md"
-    chart = runpy.run_path(str(ROOT / "docs" / "peers_chart.py"))
-    found = chart["rates"](result.read_text())
+    found = rates(result.read_text())
     table = re.findall(r"^\| (?!faults)([\w ]+) 32 +\| (\S+)", result.read_text(), re.MULTILINE)
     assert {name: float(per_s) for name, per_s in table} == {
         name: pytest.approx(statistics.median(rounds), rel=0.01) for name, rounds in found.items()
     }
-    chart["draw"](found, tmp_path / "peers.svg")
+    draw(found, tmp_path / "peers.svg")
     assert (tmp_path / "peers.svg").read_text().count("</g>") > len(found)
     with pytest.raises(ValueError, match="no JSON"):
-        chart["rates"]("# peers")
+        rates("# peers")
 
 
 def test_the_dashboard_asks_for_series_that_exist(client: TestClient, digit_png: bytes) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.drawing import headless_pyplot, keep
 from benchmarks.growth.row import Curve, Found
 
 NUM_COLUMNS = 5
@@ -19,12 +20,7 @@ def draw(founds: Sequence[Found], path: Path) -> Path:
     Each plot shows the cost of every round, the line of their medians, and, dashed through the
     largest size, how steep the target would be.
     """
-    import matplotlib
-
-    matplotlib.use("agg")
-    matplotlib.rcParams["svg.hashsalt"] = "growth"  # the same points are the same bytes
-    from matplotlib import pyplot
-
+    pyplot = headless_pyplot("growth")
     panels = [(found, curve) for found in founds for curve in found.row.curves]
     num_rows = math.ceil(len(panels) / NUM_COLUMNS)
     figure, axes = pyplot.subplots(
@@ -34,9 +30,7 @@ def draw(founds: Sequence[Found], path: Path) -> Path:
         axis.set_visible(False)
     for axis, (found, curve) in zip(axes.flat, panels, strict=False):
         _panel(axis, found, curve)
-    figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
-    pyplot.close(figure)
+    keep(pyplot, figure, path)
     return path
 
 

@@ -1,18 +1,19 @@
 """Draw `docs/peers.svg`: requests a second of several servers, from a result of the benchmark.
 
-python docs/peers_chart.py benchmarks/results/2026-11-28-0609-peers.md
+python -m benchmarks.peers.chart benchmarks/results/2026-11-28-0609-peers.md
 """
 
-import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.drawing import headless_pyplot, keep
+from benchmarks.record import document_in
+
 CONNECTIONS = 32
-TARGET = Path(__file__).with_name("peers.svg")
+TARGET = Path(__file__).resolve().parents[2] / "docs" / "peers.svg"
 OURS, OTHERS = "#2a7f3f", "#8a8f98"
 
 
@@ -21,13 +22,13 @@ def rates(result: str) -> dict[str, list[float]]:
 
     Args:
         result: the text of a file that `python -m benchmarks.peers --scenario P --write` wrote.
+
+    Raises:
+        ValueError: it is no such text.
     """
-    found = re.search(r"```json\n(.*?)\n```", result, re.DOTALL)
-    if found is None:
-        raise ValueError("there is no JSON document in this result")
     ending = f" {CONNECTIONS}"
     by_system: dict[str, list[float]] = {}
-    for one in json.loads(found[1])["P"]["rounds"]:
+    for one in document_in(result)["P"]["rounds"]:
         for cell, sample in one["samples"].items():
             if cell.endswith(ending):
                 by_system.setdefault(cell.removesuffix(ending), []).append(sample["rate_per_s"])
@@ -36,12 +37,7 @@ def rates(result: str) -> dict[str, list[float]]:
 
 def draw(by_system: dict[str, list[float]], path: Path) -> None:
     """Bars of the medians, the quickest on top, each with the rounds it comes from."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    matplotlib.rcParams["svg.hashsalt"] = "peers"  # the same figures are the same bytes
-    from matplotlib import pyplot
-
+    pyplot = headless_pyplot("peers")
     names = sorted(by_system, key=lambda name: float(np.median(by_system[name])))
     figure, axis = pyplot.subplots(figsize=(7.2, 0.45 * len(names) + 0.9))
     for place, name in enumerate(names):
@@ -50,9 +46,7 @@ def draw(by_system: dict[str, list[float]], path: Path) -> None:
     axis.set_xlabel(f"requests a second, perceptron, {CONNECTIONS} connections, one core")
     axis.margins(x=0.12)
     axis.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None})
-    pyplot.close(figure)
+    keep(pyplot, figure, path)
 
 
 def _bar(axis: Any, place: int, name: str, per_s: list[float]) -> None:
