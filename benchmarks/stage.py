@@ -157,6 +157,7 @@ class Stage:
             with running(system):
                 if self.timing.warm_up_s:
                     load(self.timing.warm_up_s)
+                    system.settle()
                 return with_costs(system, lambda: load(self.timing.closed_s))
 
         return Cell(name, measure)

@@ -179,6 +179,24 @@ def test_a_smaller_size_that_had_a_bad_hour_is_tried_again() -> None:
     assert sizes.favoured(16, time) == 8
 
 
+def test_the_less_a_trial_costs_the_sooner_it_comes() -> None:
+    sizes = BatchSizes.doubling(16)
+    time = seen(_8=0.226, _16=0.408)  # 8 in a bad minute; it takes 0.180
+    assert sizes.favoured(15, time) == 15
+    for _ in range(16):
+        time.add(16, 0.408, now=0.0)
+    assert sizes.favoured(15, time) == 8
+    time.add(8, 0.226, now=0.0)
+    assert sizes.favoured(15, time) == 15
+    for _ in range(16):
+        time.add(16, 0.408, now=0.0)
+    time.add(8, 0.180, now=0.0)
+    assert sizes.favoured(15, time) == 8
+    for _ in range(100):
+        time.add(8, 0.180, now=0.0)
+        assert sizes.favoured(9, time) == 8  # a trial would cost as much as nine more
+
+
 def test_a_size_is_tried_with_rows_for_all_of_it() -> None:
     sizes = BatchSizes.doubling(32)
     time = seen(_8=0.104, _16=0.220)

@@ -46,6 +46,38 @@ def test_the_time_of_every_descendant_is_counted(system: System) -> None:
     assert system.memory_bytes() > 1_000_000
 
 
+# A server that goes on for half a second with what it answered.
+LINGERING = """
+import http.server, sys, time
+class Answer(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.flush()
+        end = time.process_time() + 0.5
+        while self.path == "/long" and time.process_time() < end:
+            pass
+    def log_message(self, *_):
+        pass
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Answer).serve_forever()
+"""
+
+
+def test_a_system_has_settled_once_it_did_what_it_was_asked_for(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", LINGERING, str(port := free_port())]
+    with System(Launch("lingering", command, port, "/"), cores(), tmp_path / "log") as system:
+        before_us = system.cpu_us()
+        assert is_ready(port, "/long")
+        system.settle()
+        assert system.cpu_us() >= before_us + 450_000
+
+
+def test_nobody_waits_for_ever_for_a_system_to_settle(system: System) -> None:
+    began = time.monotonic()
+    system.settle()
+    assert time.monotonic() - began >= 2.0
+
+
 def test_a_frozen_system_uses_nothing_and_a_thawed_one_answers(system: System) -> None:
     system.freeze()
     time.sleep(0.2)

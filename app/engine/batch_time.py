@@ -11,10 +11,11 @@ from collections.abc import Iterable
 MEMORY_BATCHES = 50
 TRUSTED_FOR_S = 5.0
 OUTLIER = 4.0
-# The middle one of a size's last batches says what it takes, and a pause is never that one. It is
-# believed for so many batches of any size; then the size is tried again.
+# The quickest of a size's last batches says what it takes: a busy machine makes them longer only.
 LAST_OF_SIZE = 5
-KEPT_BATCHES = 500
+# Trials of a size that seems slower may cost this share of the time, and are so many batches apart.
+TRIALS_SHARE = 0.01
+BETWEEN_TRIALS = 16
 # A larger batch has to compute a row quicker by more than this to be worth the wait of the first.
 NEARLY = 1.02
 # Batches of fewer rows, or that take less time, are not cut for that.
@@ -95,16 +96,17 @@ class BatchTime:
         """T(size) without what comes before, of which padding rows need nothing."""
         return self.start_s + self.per_row_s * size
 
-    def seen_s(self, num_rows: int) -> float | None:
-        """What batches of just this size took lately; None where there were none.
+    def seen_s(self, num_rows: int) -> tuple[float, int] | None:
+        """What batches of just this size took, and how many of any size there were since the last.
 
-        Unlike `seconds` it knows where time grows faster than the rows, as where a batch no longer
-        fits into what a processor keeps near, or its memory comes fresh from the system each time.
+        None where there was none. Unlike `seconds` it knows where time grows faster than the rows,
+        as where a batch no longer fits into what a processor keeps near, or its memory comes fresh
+        from the system each time.
         """
-        last, seen_at = self._by_size.get(num_rows, (None, 0))
-        if last is None or self.num_batches - seen_at >= KEPT_BATCHES:
+        if num_rows not in self._by_size:
             return None
-        return sorted(last)[(len(last) - 1) // 2]
+        last, seen_at = self._by_size[num_rows]
+        return min(last), self.num_batches - seen_at
 
     def rows_within(self, seconds: float) -> int:
         """The most rows whose batch ends within `seconds`; may be 0 or below."""
@@ -194,7 +196,7 @@ class BatchSizes:
 
     def _quickest(self, num_rows: int, time: BatchTime) -> int | None:
         """Of sizes that were all seen, the smallest that is nearly as quick a row as any; or one
-        that was not seen lately, to see it: what was slow in a bad hour need not be now.
+        that is to be tried: what was slow in a bad hour need not be now.
 
         None for few rows, and for what is soon done: there is little to gain, and a request of a
         few rows had better be one batch each time.
@@ -206,14 +208,21 @@ class BatchSizes:
         if len(sizes) < 2:
             return None
         row_s: dict[int, float] = {}
+        num_since: dict[int, int] = {}
         for size in sizes:
-            seconds, rows = time.seen_s(size), min(size, num_rows)
-            if seconds is None:
+            seen, rows = time.seen_s(size), min(size, num_rows)
+            if seen is None:
                 return size if size <= num_rows else None
+            seconds, num_since[rows] = seen
             row_s[rows] = seconds / rows
-        return next(
-            rows for rows, cost_s in row_s.items() if cost_s <= NEARLY * min(row_s.values())
-        )
+        least_s = min(row_s.values())
+        best = next(rows for rows, cost_s in row_s.items() if cost_s <= NEARLY * least_s)
+        for rows, cost_s in row_s.items():
+            # A trial costs so many batches of the best size, so it is due after so many of them.
+            lost = (cost_s / row_s[best] - 1.0) * rows / best
+            if rows != best and num_since[rows] >= max(BETWEEN_TRIALS, lost / TRIALS_SHARE):
+                return rows
+        return best
 
     def _doubling_to(self, largest: int) -> list[int]:
         """Those from `LEAST_CUT` on that are worth a trial, each at least twice the one before; and
