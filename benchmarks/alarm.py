@@ -1,7 +1,7 @@
-"""A timer of the kernel that an event loop can wait for.
+"""A timer of the kernel that can be waited for together with sockets.
 
-asyncio rounds its own timers up to whole milliseconds, which at thousands of requests a second
-would send them in clumps and add half a millisecond to every latency.
+epoll, and with it asyncio, knows whole milliseconds only. At thousands of requests a second they
+would be sent in clumps, and half a millisecond added to every latency.
 """
 
 import contextlib

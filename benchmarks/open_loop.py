@@ -6,27 +6,28 @@ should have been sent meanwhile, and nothing is left out (no coordinated omissio
 MESSAGE`, a JSON object with the fields of `Plan` and a file with one HTTP request.
 """
 
-import asyncio
+import contextlib
 import gc
 import json
 import math
 import resource
+import select
+import socket
 import sys
 import time
 from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal
 
 import numpy as np
-import uvloop
 
 from benchmarks.alarm import Alarm
 
 HOST: Final = "127.0.0.1"
 SWEEP_S: Final = 0.05
-CLOSE_DEADLINE_S: Final = 2.0
+READ_BYTES: Final = 1 << 16
 # Outcomes that are no HTTP status.
 RESET: Final = 0
 TIMED_OUT: Final = 1
@@ -112,7 +113,11 @@ class Summary:
 
 
 class OpenLoop:
-    """One run of a plan.
+    """One run of a plan, on the thread that calls it.
+
+    A callback and a task a request would cost as much as a small network takes to answer, and be
+    told as the server's. So this waits for the kernel itself (epoll), and an answer has come when
+    the kernel said that it is there, not when the program got round to read it.
 
     Args:
         plan: what to offer.
@@ -128,36 +133,32 @@ class OpenLoop:
         self._done = [math.nan] * count
         self._outcome = [UNCONNECTED] * count
         self._next = self._recorded = self._num_connections = self._num_opening = 0
-        self._num_open = 0
-        self._began = self._share = math.nan
+        self._began = self._now = self._share = math.nan
         self._waiting: deque[int] = deque()
         self._idle: list[_Connection] = []
         self._busy: dict[_Connection, int] = {}
-        self._openings: set[asyncio.Task[None]] = set()
-        self._finished = asyncio.Event()
+        self._connections: dict[int, _Connection] = {}
+        self._poll: select.epoll
 
-    async def run(self) -> Summary:
-        """Offer everything, wait for the answers, and sum up."""
+    def run(self) -> Summary:
+        """Offer everything, wait for the answers, and sum up.
+
+        Raises:
+            ValueError: the plan holds no request.
+        """
         if not self._offsets:
             raise ValueError("the plan holds no request: its rate or its time is too small")
-        loop, alarm = asyncio.get_running_loop(), Alarm()
         gc.collect()
         gc.disable()  # a collection would be a pause that the server is blamed for
         self._began = time.monotonic() + 0.01
         cpu_s, wall_s = _cpu_s(), time.monotonic()
-        loop.add_reader(alarm.descriptor, self._ring, alarm)
-        alarm.set(self._began + self._offsets[0])
-        sweeper = loop.create_task(self._sweep())
         try:
-            longest_s = self._offsets[-1] + self._plan.timeout_s + 5.0
-            async with asyncio.timeout(longest_s):
-                await self._finished.wait()
+            with select.epoll() as self._poll, contextlib.closing(Alarm()) as alarm:
+                self._offer(alarm)
         finally:
             gc.enable()
-            sweeper.cancel()
-            loop.remove_reader(alarm.descriptor)
-            alarm.close()
-            await self._close()
+            for connection in self._connections.values():
+                connection.close()
         self._share = (_cpu_s() - cpu_s) / (time.monotonic() - wall_s)
         return self._summary(np.array(self._offsets) >= self._plan.warm_up_s, self._plan.seconds)
 
@@ -165,103 +166,117 @@ class OpenLoop:
         """A connection has its whole answer."""
         self._record(self._busy.pop(connection), status)
         if not reusable:
-            connection.close()
+            self._drop(connection)
         elif self._waiting:
             self._send(connection, self._waiting.popleft())
         else:
             self._idle.append(connection)
 
-    def lost(self, connection: "_Connection", outcome: int) -> None:
-        """A connection has ended; its request, if it had one, will not be answered."""
-        self._num_open -= 1
-        index = self._busy.pop(connection, None)
-        if index is not None:
-            self._record(index, outcome)
-        elif connection in self._idle:
-            self._idle.remove(connection)
-        self._open_if_wanted()
-
-    def _ring(self, alarm: Alarm) -> None:
-        """Dispatch what is due, and set the alarm for the next."""
-        alarm.clear()
-        now = time.monotonic()
-        while self._next < len(self._offsets):
-            due = self._began + self._offsets[self._next]
-            if due > now:
+    def _offer(self, alarm: Alarm) -> None:
+        self._poll.register(alarm.descriptor, select.EPOLLIN)
+        alarm.set(self._began + self._offsets[0])
+        sweep_at = self._began + SWEEP_S
+        while self._recorded < len(self._offsets):
+            ready = self._poll.poll(SWEEP_S)
+            self._now = time.monotonic()
+            for descriptor, _ in ready:
+                if descriptor == alarm.descriptor:
+                    alarm.clear()
+                elif descriptor in self._connections:
+                    self._attend(self._connections[descriptor])
+            due = self._dispatch_due()
+            if due is not None:
                 alarm.set(due)
-                return
-            self._dispatched[self._next] = now
-            self._dispatch(self._next)
-            self._next += 1
+            if self._now > sweep_at:
+                self._sweep()
+                sweep_at = self._now + SWEEP_S
 
-    def _dispatch(self, index: int) -> None:
-        if self._idle:
-            self._send(self._idle.pop(), index)
+    def _attend(self, connection: "_Connection") -> None:
+        """Go on with a connection that is open now, can be read, or takes more of its request."""
+        if not connection.is_open:
+            self._opened(connection)
+            return
+        try:
+            answer = connection.go_on()
+        except OSError:
+            self._lost(connection, RESET)
+        except EOFError:
+            self._lost(connection, UNREADABLE if connection.has_no_end else RESET)
         else:
-            self._waiting.append(index)
-            self._open_if_wanted()
+            if answer is not None:
+                self.answered(connection, *answer)
+
+    def _dispatch_due(self) -> float | None:
+        """Send what is due; when the next will be, None where that was the last."""
+        while self._next < len(self._offsets):
+            now, due = time.monotonic(), self._began + self._offsets[self._next]
+            if due > now:
+                return due
+            self._dispatched[self._next] = now
+            if self._idle:
+                self._send(self._idle.pop(), self._next)
+            else:
+                self._waiting.append(self._next)
+                self._open_if_wanted()
+            self._next += 1
+        return None
 
     def _send(self, connection: "_Connection", index: int) -> None:
         self._busy[connection] = index
-        connection.send(self._message)
+        try:
+            connection.send(self._message)
+        except OSError:
+            self._lost(connection, RESET)
 
     def _open_if_wanted(self) -> None:
         """Open a connection, unless as many are being opened as requests wait."""
-        if self._num_opening >= len(self._waiting) or self._finished.is_set():
-            return
-        if self._num_open + self._num_opening >= self._plan.max_connections:
-            return
-        self._num_opening += 1
-        task = asyncio.get_running_loop().create_task(self._open())
-        self._openings.add(task)
-        task.add_done_callback(self._openings.discard)
+        wanted = self._num_opening < len(self._waiting)
+        if wanted and len(self._connections) < self._plan.max_connections:
+            connection = _Connection(self._plan.port, self._poll)
+            self._connections[connection.descriptor] = connection
+            self._num_opening += 1
 
-    async def _open(self) -> None:
-        loop = asyncio.get_running_loop()
-        try:
-            _, connection = await loop.create_connection(
-                lambda: _Connection(self), HOST, self._plan.port
-            )
-        except OSError:
-            self._num_opening -= 1
+    def _opened(self, connection: "_Connection") -> None:
+        self._num_opening -= 1
+        if not connection.opened():
+            self._drop(connection)
             if self._waiting:
                 self._record(self._waiting.popleft(), UNCONNECTED)
             return
-        self._num_opening -= 1
-        self._num_open += 1
         self._num_connections += 1
         if self._waiting:
             self._send(connection, self._waiting.popleft())
         else:
             self._idle.append(connection)
 
-    async def _sweep(self) -> None:
+    def _lost(self, connection: "_Connection", outcome: int) -> None:
+        """A connection has ended; its request, if it had one, will not be answered."""
+        index = self._busy.pop(connection, None)
+        if index is not None:
+            self._record(index, outcome)
+        elif connection in self._idle:
+            self._idle.remove(connection)
+        self._drop(connection)
+
+    def _drop(self, connection: "_Connection") -> None:
+        """Let go of a connection that has no request any more; others may wait for its place."""
+        del self._connections[connection.descriptor]
+        connection.close()
+        self._open_if_wanted()
+
+    def _sweep(self) -> None:
         """Give up what is too old."""
-        while True:
-            await asyncio.sleep(SWEEP_S)
-            oldest = time.monotonic() - self._began - self._plan.timeout_s
-            while self._waiting and self._offsets[self._waiting[0]] < oldest:
-                self._record(self._waiting.popleft(), TIMED_OUT)
-            for connection, index in list(self._busy.items()):
-                if self._offsets[index] < oldest:
-                    self._record(self._busy.pop(connection), TIMED_OUT)
-                    connection.close()
+        oldest = self._now - self._began - self._plan.timeout_s
+        while self._waiting and self._offsets[self._waiting[0]] < oldest:
+            self._record(self._waiting.popleft(), TIMED_OUT)
+        for connection, index in list(self._busy.items()):
+            if self._offsets[index] < oldest:
+                self._lost(connection, TIMED_OUT)
 
     def _record(self, index: int, outcome: int) -> None:
-        self._done[index] = time.monotonic()
+        self._done[index] = self._now
         self._outcome[index] = outcome
         self._recorded += 1
-        if self._recorded == len(self._offsets):
-            self._finished.set()
-
-    async def _close(self) -> None:
-        for task in self._openings:
-            task.cancel()
-        for connection in [*self._idle, *self._busy]:
-            connection.close()
-        deadline = time.monotonic() + CLOSE_DEADLINE_S
-        while (self._num_open or self._openings) and time.monotonic() < deadline:
-            await asyncio.sleep(0.001)
 
     def within(self, spans: Iterable[tuple[float, float]]) -> Summary:
         """The same of what was due in these spans of `time.monotonic()`, once all is over."""
@@ -299,58 +314,94 @@ class OpenLoop:
         )
 
 
-class _Connection(asyncio.Protocol):
-    """One kept-alive connection with at most one request on its way."""
+class _Connection:
+    """One kept-alive connection with at most one request on its way.
 
-    def __init__(self, owner: OpenLoop) -> None:
-        self._owner = owner
-        self._transport: asyncio.Transport
-        self._received = bytearray()
+    Raises (`send` and `go_on`):
+        OSError: it is broken.
+        EOFError: the server has ended it.
+    """
+
+    def __init__(self, port: int, poll: select.epoll) -> None:
+        self._socket = socket.socket()
+        self._socket.setblocking(False)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._socket.connect_ex((HOST, port))
+        self.descriptor = self._socket.fileno()
+        self._poll = poll
+        poll.register(self.descriptor, select.EPOLLOUT)
+        self.is_open = False
+        self._unsent: memoryview | None = None
+        self._received = b""
         self._expecting = False
         self._body_end = 0  # 0 until the header is complete
         self._chunked = self._reusable = False
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports are not asyncio's by type, only by what they do
-        self._transport = cast(asyncio.Transport, transport)
+    @property
+    def has_no_end(self) -> bool:
+        """Whether its answer said no length, so that only the connection's end ends it."""
+        return self._expecting and self._body_end == sys.maxsize and not self._chunked
 
     @property
     def body(self) -> bytes:
         """Of the answer that is complete, where it says its length."""
-        return bytes(self._received[self._received.find(b"\r\n\r\n") + 4 :])
+        return self._received[self._received.find(b"\r\n\r\n") + 4 :]
+
+    def opened(self) -> bool:
+        """Whether it could be opened, once the kernel knows."""
+        self.is_open = not self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if self.is_open:
+            self._poll.modify(self.descriptor, select.EPOLLIN)
+        return self.is_open
 
     def send(self, message: bytes) -> None:
-        """Send a request; `OpenLoop.answered` or `OpenLoop.lost` will be called once for it."""
-        self._received.clear()
-        self._expecting, self._body_end = True, 0
-        self._transport.write(message)
+        """Send a request; `go_on` will give its answer once."""
+        self._received, self._expecting, self._body_end = b"", True, 0
+        num_sent = self._sent(message)
+        if num_sent < len(message):
+            self._unsent = memoryview(message)[num_sent:]
+            self._poll.modify(self.descriptor, select.EPOLLIN | select.EPOLLOUT)
 
-    def close(self) -> None:
-        """End it; a request on its way must have been recorded already."""
-        self._expecting = False
-        self._transport.abort()
-
-    def data_received(self, data: bytes) -> None:
+    def go_on(self) -> tuple[int, bool] | None:
+        """Send and read what can be; status and whether it can be used again of a whole answer."""
+        if self._unsent is not None:
+            self._send_on(self._unsent)
+        try:
+            data = self._socket.recv(READ_BYTES)
+        except BlockingIOError:
+            return None
+        if not data:
+            raise EOFError
         if not self._expecting:
-            self._transport.abort()  # nothing was asked
-            return
-        self._received += data
+            raise ConnectionError("nothing was asked")
+        self._received = self._received + data if self._received else data
         if not self._body_end:
             end = self._received.find(b"\r\n\r\n")
             if end < 0:
-                return
+                return None
             self._read_head(end)
-        if self._complete():
-            self._expecting = False
-            status = int(self._received[9:12])
-            self._owner.answered(self, status, self._reusable)
+        if not self._is_complete():
+            return None
+        self._expecting = False
+        return int(self._received[9:12]), self._reusable
 
-    def connection_lost(self, error: Exception | None) -> None:
-        unreadable = self._expecting and self._body_end == sys.maxsize and error is None
-        self._owner.lost(self, UNREADABLE if unreadable else RESET)
+    def close(self) -> None:
+        """End it, whatever is on its way."""
+        self._socket.close()
+
+    def _send_on(self, unsent: memoryview) -> None:
+        self._unsent = unsent[self._sent(unsent) :] or None
+        if self._unsent is None:
+            self._poll.modify(self.descriptor, select.EPOLLIN)
+
+    def _sent(self, message: bytes | memoryview) -> int:
+        try:
+            return self._socket.send(message)
+        except BlockingIOError:
+            return 0
 
     def _read_head(self, end: int) -> None:
-        head = bytes(self._received[:end]).lower()
+        head = self._received[:end].lower()
         self._reusable = b"\r\nconnection: close" not in head
         self._chunked = b"\r\ntransfer-encoding: chunked" in head
         _, found, rest = head.partition(b"\r\ncontent-length:")
@@ -359,7 +410,7 @@ class _Connection(asyncio.Protocol):
         else:  # up to the last chunk, or up to the connection's end, which is not read here
             self._body_end = sys.maxsize
 
-    def _complete(self) -> bool:
+    def _is_complete(self) -> bool:
         if self._chunked:
             return self._received.endswith(b"\r\n0\r\n\r\n")
         return len(self._received) >= self._body_end
@@ -395,11 +446,8 @@ def _cpu_s() -> float:
 
 def main(plan: str, message: str) -> None:
     """Run the plan and print its summary as JSON."""
-
-    async def run() -> Summary:
-        return await OpenLoop(Plan(**json.loads(plan)), Path(message).read_bytes()).run()
-
-    print(json.dumps(asdict(uvloop.run(run()))))
+    summary = OpenLoop(Plan(**json.loads(plan)), Path(message).read_bytes()).run()
+    print(json.dumps(asdict(summary)))
 
 
 if __name__ == "__main__":

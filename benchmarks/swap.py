@@ -12,7 +12,6 @@ and a run that is started again goes on behind them.
 """
 
 import argparse
-import asyncio
 import contextlib
 import json
 import math
@@ -21,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,7 +33,6 @@ import httpx
 import numpy as np
 import orjson
 import torch
-import uvloop
 from torch import nn
 
 from benchmarks.load import closed_loop
@@ -290,7 +289,8 @@ def rounds(
             ) as go:
                 wait_ready(lines)
                 go()
-                load = offered(plan, message, _Watch(lines, tell))
+                with watching(lines, tell):
+                    load = offered(plan, message)
             # What a slow machine has not swapped by now was not under load, and does not count.
             done = [json.loads(line) for line in lines.read_text().splitlines()]
             made_from |= {
@@ -320,31 +320,29 @@ def _plan(port: int, rate_per_s: float, seconds: float, seed: int = 0) -> Plan:
     return Plan(port, rate_per_s, seconds, seed=seed, max_connections=CONNECTIONS)
 
 
-def offered(plan: Plan, message: bytes, watch: "_Watch | None" = None) -> Checked:
+def offered(plan: Plan, message: bytes) -> Checked:
     """Run a plan; what knows each request's moments and answer."""
-
-    async def run() -> Checked:
-        loop = Checked(plan, message)
-        looking = asyncio.create_task(watch.look()) if watch is not None else None
-        await loop.run()
-        if looking is not None:
-            looking.cancel()
-        return loop
-
-    return uvloop.run(run())
+    loop = Checked(plan, message)
+    loop.run()
+    return loop
 
 
-class _Watch:
-    """Tells how many swaps are done."""
+@contextmanager
+def watching(lines: Path, tell: Callable[[int], None]) -> Iterator[None]:
+    """Tell how many swaps are done, from a thread of its own."""
+    ended = threading.Event()
 
-    def __init__(self, lines: Path, tell: Callable[[int], None]) -> None:
-        self._lines, self._tell = lines, tell
+    def look() -> None:
+        while not ended.wait(0.5):
+            tell(lines.read_bytes().count(b"seen"))
 
-    async def look(self) -> None:
-        """Until it is cancelled."""
-        while True:
-            await asyncio.sleep(0.5)
-            self._tell(self._lines.read_bytes().count(b"seen"))
+    watch = threading.Thread(target=look, name="watch")
+    watch.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watch.join()
 
 
 @contextmanager

@@ -53,7 +53,7 @@ class Server:
 @contextlib.asynccontextmanager
 async def serving(answer: Answer) -> AsyncIterator[Server]:
     server = Server(answer)
-    listener = await asyncio.start_server(server.talk, "127.0.0.1", 0)
+    listener = await asyncio.start_server(server.talk, "127.0.0.1", 0, limit=16_000_000)
     server.port = listener.sockets[0].getsockname()[1]
     async with listener:
         yield server
@@ -68,10 +68,10 @@ def always(message: bytes, delay_s: float = 0.0) -> Answer:
     return answer
 
 
-async def offer(server: Server, **plan: Any) -> Summary:
+async def offer(server: Server, payload: Payload = PAYLOAD, **plan: Any) -> Summary:
     options = {"rate_per_s": 100.0, "seconds": 0.5, "arrivals": "constant", **plan}
     full = Plan(port=server.port, **options)
-    return await OpenLoop(full, PAYLOAD.message(server.port)).run()
+    return await asyncio.to_thread(OpenLoop(full, payload.message(server.port)).run)
 
 
 async def test_a_known_delay_is_seen() -> None:
@@ -156,6 +156,13 @@ async def test_an_answer_in_pieces_is_one_answer() -> None:
     assert summary.p50_ms >= 10
 
 
+async def test_a_request_that_the_kernel_takes_in_pieces_arrives_whole() -> None:
+    large = Payload("large", "/", bytes(8_000_000) + b"12345", {})
+    async with serving(always(OK)) as server:
+        summary = await offer(server, large, rate_per_s=4, seconds=1.0)
+    assert summary.num_2xx == summary.num_requests == 4
+
+
 async def test_a_cut_answer_is_a_reset() -> None:
     async def cut(number: int, writer: asyncio.StreamWriter) -> None:
         writer.write(OK if number % 5 else OK[:-1])
@@ -208,7 +215,7 @@ def test_poisson_arrivals_have_the_rate_and_the_spread() -> None:
 def test_a_plan_without_requests_is_refused() -> None:
     plan = Plan(port=1, rate_per_s=0.001, seconds=0.1, seed=1)
     with pytest.raises(ValueError, match="no request"):
-        asyncio.run(OpenLoop(plan, b"").run())
+        OpenLoop(plan, b"").run()
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from app.api import v2_document
-from app.api.v2_errors import V2Error
+from app.api.v2_errors import JsonInvalid, V2Error
 from app.api.v2_request import parse_request
 from app.api.v2_tensors import Limits
 from app.engine.predictor import TensorSpec
@@ -36,11 +36,13 @@ def outcome(text: bytes) -> Any:
 
 
 def both(text: bytes) -> tuple[Any, Any]:
-    """The outcome with simdjson, and with orjson alone."""
+    """The outcome with simdjson, also piece by piece, and with orjson alone."""
     parser, least = v2_document.simdjson, v2_document.LEAST_BYTES
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(v2_document, "LEAST_BYTES", 0)
         with_arrays = outcome(text)
+        patch.setattr(v2_document, "PIECE_BYTES", 2)
+        assert outcome(text) == with_arrays
         patch.setattr(v2_document, "simdjson", None)
         without = outcome(text)
     assert (v2_document.simdjson, v2_document.LEAST_BYTES) == (parser, least)
@@ -84,3 +86,13 @@ def test_an_ordinary_request_is_read_without_a_list() -> None:
     document = v2_document.parse_json(request([0.5] * 784), LIMITS)
     assert document["inputs"][0]["data"].shape == (784,)
     assert document["inputs"][0]["shape"] == [1, 784]
+
+
+def test_a_long_list_is_read_in_pieces_and_whole() -> None:
+    numbers = torch.rand(100_000, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    text = request(numbers.tolist(), "FP64")
+    assert len(text) > 10 * v2_document.PIECE_BYTES
+    array = v2_document.parse_json(text, LIMITS)["inputs"][0]["data"]
+    assert array.tolist() == numbers.tolist()
+    spaced = text.replace(b"]", b", ]")
+    assert outcome(spaced) == (JsonInvalid, outcome(spaced)[1])

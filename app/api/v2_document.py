@@ -21,6 +21,7 @@ except ImportError:
 
 # Shorter documents are read as soon as a parser is made.
 LEAST_BYTES: Final = 512
+PIECE_BYTES: Final = 128 * 1024
 FLOATS: Final = frozenset({"FP32", "FP64"})
 FIELD: Final = b'"data"'
 LIST: Final = re.compile(rb'"data"[ \n\r\t]*:[ \n\r\t]*(?=\[)')
@@ -105,17 +106,37 @@ def _with_array(text: bytes | bytearray) -> dict[str, Any] | None:
         (entry,) = document["inputs"]
         if entry["datatype"] not in FLOATS or entry["data"] is not None:
             return None
-        entry["data"] = _array(bytes(text[start:end]))
+        entry["data"] = _array(text[start:end])
     except (ValueError, TypeError, KeyError, RuntimeError):
         return None
     return document if type(document) is dict else None
 
 
-def _array(text: bytes) -> "np.ndarray[Any, np.dtype[np.float64]]":
+def _array(text: bytes | bytearray) -> "np.ndarray[Any, np.dtype[np.float64]]":
     """A flat JSON list of numbers as float64 `[n]`; a list within it would not be noticed.
+
+    A long one is read in pieces that end at a comma. What the parser keeps of a piece, three times
+    its text, stays near the processor, and other threads get their turn between two of them.
 
     Raises:
         ValueError, TypeError, RuntimeError: it is something else.
     """
-    numbers: Any = simdjson.Parser().parse(text)
-    return np.frombuffer(numbers.as_buffer(of_type="d"), np.float64)
+    parser = simdjson.Parser()
+    if len(text) <= 2 * PIECE_BYTES:
+        return _numbers(parser, bytes(text))
+    if not (text.startswith(b"[") and text.endswith(b"]")):
+        raise ValueError("not a list")
+    pieces, begin, last = [], 1, len(text) - 1
+    while begin <= last:
+        end = text.find(b",", begin + PIECE_BYTES, last)
+        end = last if end < 0 else end
+        numbers = _numbers(parser, b"".join((b"[", text[begin:end], b"]")))
+        if not len(numbers):
+            raise ValueError("a comma with no number behind it")
+        pieces.append(numbers)
+        begin = end + 1
+    return np.concatenate(pieces)
+
+
+def _numbers(parser: Any, text: bytes) -> "np.ndarray[Any, np.dtype[np.float64]]":
+    return np.frombuffer(parser.parse(text).as_buffer(of_type="d"), np.float64)
