@@ -37,9 +37,11 @@ class RawClient:
     port: int
     connection: socket.socket = field(init=False)
     received: bytes = b""
+    source: str = "127.0.0.1"
 
     def __post_init__(self) -> None:
-        self.connection = socket.create_connection(("127.0.0.1", self.port), WAIT_S)
+        address = ("127.0.0.1", self.port)
+        self.connection = socket.create_connection(address, WAIT_S, (self.source, 0))
 
     def send(self, data: bytes) -> "RawClient":
         with contextlib.suppress(ConnectionError):  # a refused client may be cut off early
@@ -84,8 +86,8 @@ class RawClient:
 
 
 @contextlib.contextmanager
-def connected(port: int) -> Iterator[RawClient]:
-    client = RawClient(port)
+def connected(port: int, source: str = "127.0.0.1") -> Iterator[RawClient]:
+    client = RawClient(port, source=source)
     try:
         yield client
     finally:
@@ -99,6 +101,11 @@ class RunningServer:
     server: HttpServer
     port: int
     refused: list[str]
+
+    def forget_heads(self) -> None:
+        """Let every head be read as if nobody had sent it before."""
+        http: Any = self.server.config.http
+        http.heads._remembered.clear()
 
     def ask(self, data: bytes) -> Answer:
         with connected(self.port) as client:

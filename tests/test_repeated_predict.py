@@ -65,6 +65,7 @@ def server(app: FastAPI) -> Iterator[RunningServer]:
 
 @pytest.fixture
 def client(server: RunningServer) -> Iterator[RawClient]:
+    server.forget_heads()
     with connected(server.port) as client:
         yield client
 

@@ -61,6 +61,7 @@ def server(app: FastAPI) -> Iterator[RunningServer]:
 
 @pytest.fixture
 def client(server: RunningServer) -> Iterator[RawClient]:
+    server.forget_heads()
     with connected(server.port) as client:
         yield client
 
@@ -176,6 +177,69 @@ def test_heads_that_alternate_never_answer_for_each_other(client: RawClient) -> 
         assert client.send(request).answer().status == status
     client.send(one + nobody + one + one + nobody)
     assert [client.answer().status for _ in range(5)] == [200, 404, 200, 200, 404]
+
+
+def test_another_connection_is_answered_by_what_the_first_found_out(
+    client: RawClient, server: RunningServer, usual: list[str]
+) -> None:
+    first = client.send(infer()).answer()
+    longer = infer({**GOOD, "id": "longer"})
+    for request in (infer(), longer):
+        for at in (len(request), 1, len(request) - 40):
+            with connected(server.port) as other:
+                other.send(request[:at])
+                if at < len(request):
+                    time.sleep(0.02)
+                answer = other.send(request[at:]).answer()
+                assert answer.status == 200
+                assert ("longer" in answer.body.decode()) is (request is longer)
+                assert same(other.send(infer()).answer(), first)
+    assert len(usual) == 1
+
+
+def test_another_head_on_another_connection_is_read(
+    client: RawClient, server: RunningServer, usual: list[str]
+) -> None:
+    client.send(infer()).answer()
+    heads = [
+        infer(X_Else="1"),
+        infer().replace(b"Content-Length: ", b"Content-Length:  "),
+        infer().replace(b"\r\n\r\n", b" \r\n\r\n", 1),
+        infer().replace(b"HTTP/1.1", b"HTTP/1.0"),
+    ]
+    assert [server.ask(head).status for head in heads] == [200] * 4
+    assert len(usual) == 5
+    assert server.ask(infer().replace(b"Host", b"Hose")).status == 400
+
+
+def test_a_long_body_on_another_connection_takes_the_usual_way(
+    client: RawClient, server: RunningServer, usual: list[str]
+) -> None:
+    client.send(infer()).answer()
+    long = infer(json.dumps(GOOD).encode() + b" " * 1024 * 1024)
+    assert server.ask(long).status == 200
+    assert server.ask(infer() + infer()).status == 200  # two at once, as well
+    assert len(usual) == 3
+
+
+def test_a_bad_key_is_held_against_the_address_that_sent_it(tmp_path: Path) -> None:
+    """Although what its head asks for was found out for another address."""
+    publish(ModelStore(tmp_path / "models"), 0)
+    key, token = KeyStore(tmp_path).create("one", ("predict",))
+    application = create_app(
+        Settings(home=tmp_path, device="cpu", threads=1, jobs=False, _env_file=None)
+    )
+    request = infer(Authorization=f"Bearer {token}")
+    with running(application, parser="httptools") as server:
+        assert server.ask(request).status == 200
+        KeyStore(tmp_path).revoke(key.id)
+        application.state.gate._keys.look()
+        for _ in range(10):
+            with connected(server.port, source="127.0.0.2") as other:
+                assert other.send(request).answer().status == 401
+        with connected(server.port, source="127.0.0.2") as other:
+            assert other.send(request).answer().status == 429
+        assert server.ask(request).status == 401
 
 
 def test_an_offer_that_comes_too_late_is_not_taken(client: RawClient) -> None:

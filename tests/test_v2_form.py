@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from app.api.v2_errors import V2Error
-from app.api.v2_form import BinaryForm, JsonForm, KnownForm
+from app.api.v2_form import BinaryForm, JsonForm, KnownForms
 from app.api.v2_request import InferRequest, parse_request
 from app.api.v2_tensors import Limits
 from app.engine.predictor import TensorSpec
@@ -41,8 +41,8 @@ def outcome(parse: Any, body: bytes, header: bytes | None) -> Any:
         return type(error), str(error)
 
 
-def same_as_ever(bodies: list[tuple[bytes, bytes | None]]) -> KnownForm:
-    form = KnownForm()
+def same_as_ever(bodies: list[tuple[bytes, bytes | None]]) -> KnownForms:
+    form = KnownForms()
     for body, header in bodies:
         assert outcome(form.parse, body, header) == outcome(parse_request, body, header)
     return form
@@ -65,7 +65,7 @@ def test_any_numbers_behind_a_known_form(data: list[str], datatype: str) -> None
 def test_the_form_is_kept_and_used(count: int) -> None:
     one, other = (json.dumps([start + x / 7 for x in range(count)]) for start in (0, 1))
     form = same_as_ever([(document(one, count=count), None)])
-    kept = form._form
+    kept = form._forms[0]
     assert isinstance(kept, JsonForm)
     read = kept.read(document(other, count=count), LIMITS)
     assert read is not None
@@ -112,7 +112,7 @@ def test_raw_tensors_behind_a_known_form(first: int, second: int, extra: bytes) 
     other = [array + 1 for array in arrays]
     form = same_as_ever([raw(*arrays), raw(*other), raw(*arrays[::-1])])
     same_as_ever([raw(*arrays), raw(*other, extra=extra), raw(*other)])
-    assert isinstance(form._form, BinaryForm)
+    assert isinstance(form._forms[0], BinaryForm)
 
 
 def test_a_truth_value_that_is_none_is_refused_each_time() -> None:
@@ -125,4 +125,4 @@ def test_no_form_is_kept_of_what_has_none() -> None:
         {"inputs": [{"name": "x", "shape": [1], "datatype": "BYTES", "data": ["a"]}]}
     )
     form = same_as_ever([(texts.encode(), None), (bytes(16), b"0"), (b"{}", None)])
-    assert form._form is None
+    assert form._forms == []

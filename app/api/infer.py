@@ -18,7 +18,7 @@ from app.api.choice import Asked, asked
 from app.api.compression import LARGEST_RATIO, accepted_encoding, deflate, inflate
 from app.api.inference import INLINE_BYTES, Fields, Inference, at_once, send_answer
 from app.api.repeated_request import BEGIN
-from app.api.v2_form import KnownForm
+from app.api.v2_form import KnownForms
 from app.api.v2_model import ACCEPTED_DATATYPES, batch_of, numbers_of, outputs_of, queue_priority
 from app.api.v2_request import InferRequest, lead_bytes, parse_request
 from app.api.v2_response import Answer, encode_answer, select_outputs
@@ -106,10 +106,10 @@ class InferRoute:
             body = await _deflated(body, head.accept_encoding, fields)
         await send_answer(send, body, fields)
         if _may_begin_at_once(head, request):
-            scope[BEGIN] = partial(self.begin, head, KnownForm())
+            scope[BEGIN] = partial(self.begin, head, KnownForms())
 
     def begin(
-        self, head: InferHead, form: KnownForm, scope: Scope, body: bytes, settle: Step
+        self, head: InferHead, forms: KnownForms, scope: Scope, body: bytes, settle: Step
     ) -> Inference | None:
         """Let a model begin with `body`; None where something has to be waited for first.
 
@@ -124,7 +124,7 @@ class InferRoute:
         if predictor is None:
             return None
         scope["model"] = predictor
-        request = form.parse(body, head.json_length, predictor.inputs[0], self._limits)
+        request = forms.parse(body, head.json_length, predictor.inputs[0], self._limits)
         batch = numbers_of(predictor, request.inputs, self._limits)
         if batch is None or not batch.shape[0]:
             return None

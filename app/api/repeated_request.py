@@ -1,4 +1,4 @@
-"""A request whose head came before on its connection: what the head decides is decided once.
+"""A request whose head came before: what the head decides is decided once.
 
 Who may ask is asked again each time, because a key may end; host, origin and bounds cannot change.
 """
@@ -19,14 +19,12 @@ from app.http.access import AccessLog
 from app.http.answer import CALLER_LEFT, lines_of
 from app.http.known_head import with_boundary
 from app.http.origin import OriginGuard
-from app.http.repeat import Reply
+from app.http.repeat import Client, Reply
 
 BEGIN: Final = "pytorchlib.begin"
 """Where a route leaves its `Begin` in the scope of a request that may come again."""
 
-KEPT: Final = (
-    *("type", "method", "path", "path_params", "query_string", "headers", "client", "route"),
-)
+KEPT: Final = (*("type", "method", "path", "path_params", "query_string", "headers", "route"),)
 Fields = Iterable[tuple[bytes, bytes]]
 
 
@@ -76,14 +74,14 @@ class RepeatedRequest:
         self._given_id = dict(scope["headers"]).get(b"x-request-id")
 
     def __call__(
-        self, body: bytes, boundary: bytes | None, reply: Reply
+        self, client: Client, body: bytes, boundary: bytes | None, reply: Reply
     ) -> Callable[[], object] | None:
         """Begin to answer."""
         if len(body) > self._max_body_bytes:
             return None
         began = time.perf_counter()
         request_id = self._request_id(self._given_id)
-        scope = {**self._scope, "state": {"request_id": request_id.decode()}}
+        scope = {**self._scope, "client": client, "state": {"request_id": request_id.decode()}}
         if boundary is not None:
             scope["headers"] = with_boundary(scope["headers"], boundary)
         exchange = _Exchange(self, scope, request_id, reply, began)

@@ -21,6 +21,7 @@ from app.api.v2_tensors import (
 from app.engine.predictor import TensorSpec
 
 MAX_KEPT_BYTES = 8 * 1024
+MAX_FORMS = 4
 
 
 class JsonForm(NamedTuple):
@@ -88,22 +89,31 @@ class BinaryForm(NamedTuple):
         return _with_inputs(self.request, tensors)
 
 
-class KnownForm:
-    """The form of the last request that had one; belongs to the requests of one connection."""
+class KnownForms:
+    """The forms of a few requests that have their head in common, those used last before others.
 
-    __slots__ = ("_form",)
+    A new one takes the place of the last: who draws an `id` each time spoils it for nobody else.
+    """
+
+    __slots__ = ("_forms",)
 
     def __init__(self) -> None:
-        self._form: JsonForm | BinaryForm | None = None
+        self._forms: list[JsonForm | BinaryForm] = []
 
     def parse(
         self, body: bytes, header: bytes | None, raw_input: TensorSpec, limits: Limits
     ) -> InferRequest:
         """As `parse_request`, for bodies that come with the same `header`; raises as it does."""
-        request = None if self._form is None else self._form.read(body, limits)
-        if request is None:
-            request = parse_request(body, header, raw_input, limits)
-            self._form = form_of(body, header, request)
+        for place, form in enumerate(self._forms):
+            request = form.read(body, limits)
+            if request is not None:
+                if place:
+                    self._forms.insert(0, self._forms.pop(place))
+                return request
+        request = parse_request(body, header, raw_input, limits)
+        unknown = form_of(body, header, request)
+        if unknown is not None:
+            self._forms[MAX_FORMS - 1 :] = [unknown]
         return request
 
 

@@ -19,6 +19,7 @@ from uvicorn.server import ServerState
 from app.http.chunks import ChunkedBody
 from app.http.head import CHUNKED, HeadGrammar, UpgradeAsked, check_unfinished, without_upgrade
 from app.http.known_head import OTHER, KnownHead
+from app.http.known_heads import KnownHeads
 from app.http.limits import HttpLimits
 from app.http.refusal import CLOSED_CONTENT_POLICY, SAFE_HEADERS, HttpRefusal
 from app.http.watch import Watch
@@ -58,6 +59,7 @@ class Shared(NamedTuple):
 
     Attributes:
         lines: header lines that were made before, where the parser makes use of them.
+        heads: those that were answered, so far as the parser makes use of them.
         on_refusal: told the code of every request refused here.
     """
 
@@ -65,6 +67,7 @@ class Shared(NamedTuple):
     grammar: HeadGrammar
     watch: Watch
     lines: Any
+    heads: KnownHeads
     on_refusal: Callable[[str], None]
 
 
@@ -158,6 +161,11 @@ class GuardedConnection(asyncio.Protocol):
 
     # A request: its head, its body, its answer.
 
+    def _adopt(self, data: bytes, request_bytes: int) -> bool:
+        """Whether the known head was answered on another connection, and so it can be here."""
+        del data, request_bytes
+        return False
+
     def _may_gather(self) -> bool:
         """Whether a request with the known head is answered by its whole body only."""
         return False
@@ -205,7 +213,10 @@ class GuardedConnection(asyncio.Protocol):
             return
         # What the parser makes of a head is kept for the last one that it read, and no other.
         self._known_head = KnownHead() if length == CHUNKED else KnownHead(data[:end])
-        if length == len(data) - end:
+        if len(data) <= end + length and self._adopt(data, end + length):
+            self._held = b""
+            self._repeat_head(data)
+        elif length == len(data) - end:
             self._phase = ANSWERING
             self.deadline = NEVER
             self._held = b""

@@ -25,7 +25,8 @@ class HttpToolsConnection(GuardedConnection, HttpToolsProtocol):
 
     _known_scope: dict[str, Any] | None = None
     _lines: HeaderLines
-    # What the application offers for the head that is known, and what gives up its work.
+    # What the application offers for the head that is known, here or on another connection first,
+    # and what gives up its work.
     _repeat: Repeat | None = None
     _give_up: Callable[[], object] | None = None
 
@@ -59,13 +60,31 @@ class HttpToolsConnection(GuardedConnection, HttpToolsProtocol):
         self._known_scope = self._repeatable(self.scope) if usual else None
         self._start(self.scope, keep_alive)
 
+    def _adopt(self, data: bytes, request_bytes: int) -> bool:
+        found = self._shared.heads.find(self._known_head)
+        if found is None or request_bytes > MAX_GATHERED_BYTES:
+            return False
+        self._repeated = found.head.matches(data)
+        if self._repeated.request_bytes != request_bytes:
+            return False
+        self._known_head, self._repeat = found.head, found.repeat
+        self._known_scope = {
+            **found.scope,
+            "server": self.server,
+            "client": self.client,
+            "scheme": self.scheme,
+            "extensions": {EXTENSION: partial(self._take, self._known_head)},
+        }
+        return True
+
     def _may_gather(self) -> bool:
         return self._repeat is not None and self._repeated.request_bytes <= MAX_GATHERED_BYTES
 
     def _take(self, head: KnownHead, repeat: Repeat) -> None:
         """Take an offer, unless it comes so late that another head is known by now."""
-        if head is self._known_head:
+        if head is self._known_head and self._known_scope is not None:
             self._repeat = repeat
+            self._shared.heads.keep(head, self._known_scope, repeat)
 
     def _feed_again(self, data: bytes) -> None:
         """The scope as before: only the body is new, with its length and its boundary."""
@@ -75,7 +94,7 @@ class HttpToolsConnection(GuardedConnection, HttpToolsProtocol):
         head_bytes, _, boundary = self._repeated
         body = data[head_bytes:]
         if self._repeat is not None and not self.flow.write_paused:
-            self._give_up = self._repeat(body, boundary, self._reply)
+            self._give_up = self._repeat(self.client, body, boundary, self._reply)
             if self._give_up is not None:
                 return
         self.scope = self._repeatable(self._known_scope)

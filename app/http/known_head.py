@@ -40,18 +40,19 @@ OTHER: Final = Repeated(0, 0, None)
 
 
 class KnownHead:
-    """The head of the last request on a connection; long ones are not known.
+    """The head of a request; long ones are not known. Those are equal that may repeat each other.
 
     Args:
         head: as `HeadGrammar` let it pass, not chunked; empty where none is known.
     """
 
-    __slots__ = ("_before", "_rest")
+    __slots__ = ("_before", "_hash", "_rest")
 
     def __init__(self, head: bytes = b"") -> None:
         self._before = b""
         # What differs, and what follows it until the next that does: longest, is it the length.
-        self._rest: list[tuple[int, bool, bytes]] = []
+        self._rest: tuple[tuple[int, bool, bytes], ...] = ()
+        self._hash = 0
         if len(head) > MAX_HEAD_BYTES:
             return
         boundary = BOUNDARY.search(head) if len(CONTENT_TYPE.findall(head)) == 1 else None
@@ -62,12 +63,25 @@ class KnownHead:
         )
         starts = [start for start, _, _ in found] + [len(head)]
         self._before = head[: starts[0]]
-        for (_, end, is_length), until in zip(found, starts[1:], strict=True):
-            longest = MAX_DIGITS if is_length else MAX_BOUNDARY_BYTES
-            self._rest.append((longest, is_length, head[end:until]))
+        self._rest = tuple(
+            (MAX_DIGITS if is_length else MAX_BOUNDARY_BYTES, is_length, head[end:until])
+            for (_, end, is_length), until in zip(found, starts[1:], strict=True)
+        )
+        self._hash = hash((self._before, self._rest))
 
     def __bool__(self) -> bool:
         return bool(self._before)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, KnownHead)
+            and self._hash == other._hash
+            and self._before == other._before
+            and self._rest == other._rest
+        )
 
     def matches(self, data: bytes) -> Repeated:
         """What the head that `data` begins with says anew."""

@@ -97,7 +97,7 @@ class OriginGuard:
         if length is not None:
             # The protocol holds the sender to the length it names.
             limit = self.max_body_bytes(scope["path"])
-            if not length.isdigit() or int(length) > limit:
+            if not length.strip().isdigit() or int(length) > limit:
                 raise body_too_large(limit)
             return receive
         if scope["method"] in SAFE_METHODS and b"transfer-encoding" not in fields:

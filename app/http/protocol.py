@@ -11,6 +11,7 @@ from uvicorn.server import ServerState
 
 from app.http.connection import GuardedConnection, Shared
 from app.http.head import HeadGrammar
+from app.http.known_heads import KnownHeads
 from app.http.limits import HttpLimits
 from app.http.watch import Watch
 
@@ -26,7 +27,8 @@ Parser = Literal["httptools", "h11"]
 class GuardedHttp:
     """Makes the protocol of each new connection; give it to uvicorn as `Config(http=...)`.
 
-    One for each server. `on_refusal` is told the code of every request refused here.
+    One for each server. `on_refusal` is told the code of every request refused here;
+    `on_connection`, which may be set, is called with every connection.
     """
 
     def __init__(
@@ -36,14 +38,17 @@ class GuardedHttp:
         on_refusal: Callable[[str], None] | None = None,
     ) -> None:
         self.limits = limits = limits or HttpLimits()
+        self.heads = KnownHeads()
         self._shared = Shared(
             limits,
             HeadGrammar(limits.max_head_bytes, limits.max_fields),
             Watch(limits.tick_s),
             None if HttpToolsConnection is None else HeaderLines(),
+            self.heads,
             on_refusal or (lambda _code: None),
         )
         self._connection = connection_class(parser)
+        self.on_connection: Callable[[], None] = lambda: None
 
     def __call__(
         self,
@@ -52,6 +57,7 @@ class GuardedHttp:
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> asyncio.Protocol:
+        self.on_connection()
         return self._connection(self._shared, config, server_state, app_state, _loop)
 
 

@@ -2,11 +2,14 @@
 
 A client sends the same head again and again, and what follows from it alone need not be found out
 again. In `scope["extensions"][EXTENSION]` a connection that can take the offer has a function for
-it; what is offered there answers from then on, for as long as the head stays the same.
+it; what is offered there answers from then on whatever comes with this head, on any connection.
 """
 
 from collections.abc import Callable
 from typing import Final, Protocol
+
+Client = tuple[str, int] | None
+"""Address and port of who calls, where that is known."""
 
 EXTENSION: Final = "pytorchlib.repeat"
 
@@ -27,9 +30,9 @@ class Repeat(Protocol):
     """Answers a request by its body."""
 
     def __call__(
-        self, body: bytes, boundary: bytes | None, reply: Reply
+        self, client: Client, body: bytes, boundary: bytes | None, reply: Reply
     ) -> Callable[[], object] | None:
-        """Begin to answer, or return None for a request that has to take the usual way.
+        """Begin to answer `client`, or return None for a request that has to take the usual way.
 
         `boundary` is that of its form, which the head says anew; None where it brings no form.
 

@@ -20,6 +20,7 @@ from typing import Any, Final, cast
 from starlette.types import ASGIApp
 from uvicorn import Config, Server
 
+from app.http.arrivals import Arrivals
 from app.http.door import EarlyDoor
 from app.http.limits import HttpLimits
 from app.http.listener import BACKLOG, listen
@@ -66,7 +67,7 @@ class HttpServer(Server):
         on_refusal: Callable[[str], None] | None = None,
         door: EarlyDoor | None = None,
     ) -> None:
-        http = GuardedHttp(limits, parser, on_refusal)
+        self._http = http = GuardedHttp(limits, parser, on_refusal)
         config = Config(
             cast(Any, app),
             http=cast(Any, http),
@@ -84,6 +85,7 @@ class HttpServer(Server):
         self._on_drain = on_drain or (lambda: None)
         self._draining = False
         self._door = door
+        self._arrivals: Arrivals | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, then keep what is there by now out of the garbage collector.
@@ -92,21 +94,21 @@ class HttpServer(Server):
         tenth of a second, again and again.
         """
         await super().startup(sockets)
-        if self._door is not None and self.started:
-            await self._take_over(self._door)
+        if self.started:
+            self._let_in(sockets or [])
         gc.collect()
         gc.freeze()
 
-    async def _take_over(self, door: EarlyDoor) -> None:
-        """Serve who came while the service started."""
-        loop, factory = asyncio.get_running_loop(), cast(Any, self.config.http_protocol_class)
+    def _let_in(self, listeners: Sequence[socket.socket]) -> None:
+        """Serve who came while the service started, and from now on who comes with others."""
 
-        def protocol() -> asyncio.Protocol:
-            made: asyncio.Protocol = factory(self.config, self.server_state, self.lifespan.state)
-            return made
+        def made() -> asyncio.Protocol:
+            return self._http(self.config, self.server_state, self.lifespan.state)
 
-        for connection in door.hand_over():
-            await loop.connect_accepted_socket(protocol, connection)
+        self._arrivals = arrivals = Arrivals(listeners, made)
+        self._http.on_connection = arrivals.one_came
+        for connection in self._door.hand_over() if self._door is not None else ():
+            arrivals.take_over(connection)
 
     def drain(self) -> None:
         """Begin a graceful stop, unless one has begun. Call it on the loop."""
@@ -175,6 +177,8 @@ class HttpServer(Server):
         """Close the sockets, after taking in the connections that already wait in them."""
         for _ in range(2):
             await asyncio.sleep(0.01)
+        if self._arrivals is not None:
+            await self._arrivals.all_in()
         await super().shutdown(sockets)
         gc.unfreeze()  # libraries that count what they leave behind would count all of it
 
