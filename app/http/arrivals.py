@@ -11,8 +11,11 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from app.http.listener import BACKLOG
+
 MAX_A_ROUND: Final = 64
 """More would hold up the requests of those who are in for milliseconds."""
+IN_WITHIN_S: Final = 1.0
 
 
 class Arrivals:
@@ -46,11 +49,13 @@ class Arrivals:
         task.add_done_callback(self._tasks.discard)
 
     async def all_in(self) -> None:
-        """Return once nobody waits outside any more."""
-        while self._take_in():
+        """Return once everybody who waits outside now is in."""
+        for _ in range(BACKLOG // MAX_A_ROUND + 1):  # more the kernel lets nobody wait
+            if not self._take_in():
+                break
             await asyncio.sleep(0)
         if self._tasks:
-            await asyncio.wait(self._tasks)
+            await asyncio.wait(self._tasks, timeout=IN_WITHIN_S)
 
     def _take_in(self) -> bool:
         """Whether somebody was let in; whoever comes after them is looked for once more."""
