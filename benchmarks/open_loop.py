@@ -239,9 +239,9 @@ class OpenLoop:
     def _opened(self, connection: "_Connection") -> None:
         self._num_opening -= 1
         if not connection.opened():
-            self._drop(connection)
             if self._waiting:
                 self._record(self._waiting.popleft(), UNCONNECTED)
+            self._drop(connection)
             return
         self._num_connections += 1
         if self._waiting:

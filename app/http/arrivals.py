@@ -58,14 +58,13 @@ class Arrivals:
             await asyncio.wait(self._tasks, timeout=IN_WITHIN_S)
 
     def _take_in(self) -> bool:
-        """Whether somebody was let in; whoever comes after them is looked for once more."""
+        """Whether somebody was let in; each of them, once in, has who comes after looked for."""
         self._is_due = False
         for number in range(MAX_A_ROUND):
             connection = self._accepted()
             if connection is None:
                 return number > 0
             self.take_over(connection)
-        self.one_came()
         return True
 
     def _accepted(self) -> socket.socket | None:
