@@ -132,6 +132,17 @@ def test_a_lost_device_answers_everybody_and_ends_the_process(
         assert service.process.wait(DEADLINE_S) == 70
 
 
+def test_a_network_that_took_long_lately_does_not_hold_the_event_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Although it was quick as well: nobody could end a forward there that never returns."""
+    publish(tmp_path, monkeypatch)
+    with serving(tmp_path, "--stuck-after-s", "1", "--max-batch-items", "1") as service:
+        assert {service.ask(wish).status_code for wish in (FINE, SLOW, FINE)} == {200}
+        assert service.ask(NEVER).status_code == 503
+        assert service.process.wait(DEADLINE_S) == 70
+
+
 def test_a_process_that_was_stopped_goes_on_where_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,13 +1,17 @@
 """How one lane batches: its options, and the three decisions that follow from measured times."""
 
 import math
+from collections import deque
 from dataclasses import dataclass
 
 import torch
 
-from app.engine.batch_time import BatchSizes, BatchTime
+from app.engine.batch_time import RECENT, BatchSizes, BatchTime
 
 TINY_S = 0.001
+# A network that used the processor for so long lately stays off the event loop, however quick it
+# was beside that: who else asks would wait, and nobody could end a forward that never returns.
+TOO_LONG_INLINE_S = 0.05
 # A promise is the estimate times a margin. It grows with every promise that was broken and
 # shrinks with every one that was kept, so that it settles where one in two hundred is broken.
 MARGIN, LEAST_MARGIN, MOST_MARGIN = 1.1, 1.0, 2.0
@@ -54,6 +58,7 @@ class BatchPolicy:
         self._fastest_s: float | None = None
         self._full_s = self._row_s = self._shortest_s = 0.0
         self._num_unlearnt = 0
+        self._processor_s: deque[float] = deque(maxlen=RECENT)
         self.margin = MARGIN
 
     def promise(self, kept: bool) -> None:
@@ -63,8 +68,17 @@ class BatchPolicy:
         else:
             self.margin = min(MOST_MARGIN, self.margin + BROKEN_STEP)
 
-    def learn(self, size: int, seconds: float, now: float, elapsed_s: float | None = None) -> None:
+    def learn(
+        self,
+        size: int,
+        seconds: float,
+        now: float,
+        elapsed_s: float | None = None,
+        processor_s: float = 0.0,
+    ) -> None:
         """A batch of `size` rows, padding included, took `seconds`; see `BatchTime.add`.
+
+        It used the processor for `processor_s`: a pause of the machine is no part of it.
 
         Once their time is known, only every eighth of the tiny batches is learnt from: they come
         by the thousand, and learning costs as much as a tenth of one.
@@ -75,6 +89,7 @@ class BatchPolicy:
             return
         self._num_unlearnt = 0
         self.time.add(size, seconds, now, elapsed_s)
+        self._processor_s.append(processor_s)
         self._fastest_s = self.time.fastest_recent_s()
         self._full_s = self.time.seconds(self.sizes.largest)
         self._row_s = self._full_s / self.sizes.largest
@@ -139,7 +154,8 @@ class BatchPolicy:
         """Whether forwards are so short that a thread costs more; with hysteresis."""
         if self._fastest_s is None:
             return is_inline
-        return self._fastest_s < (2 if is_inline else 1) * self._inline_below_s
+        is_quick = self._fastest_s < (2 if is_inline else 1) * self._inline_below_s
+        return is_quick and max(self._processor_s) < TOO_LONG_INLINE_S
 
     def lower(self, largest: int) -> None:
         """Take no batches beyond `largest` any more, because they do not fit into memory."""

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterable
 
 MEMORY_BATCHES = 50
+RECENT = 16
 TRUSTED_FOR_S = 5.0
 OUTLIER = 4.0
 # The quickest of a size's last batches says what it takes: a busy machine makes them longer only.
@@ -40,7 +41,7 @@ class BatchTime:
         # Whether batches of different sizes were seen, so that the two above are known apart.
         self.is_fitted = False
         self._seen: set[int] = set()
-        self._recent: deque[float] = deque(maxlen=16)
+        self._recent: deque[float] = deque(maxlen=RECENT)
         # Of the last batch that was the first of its size, and of the first ones that counted.
         self._first_s = 0.0
         self._learnt: list[float] = []

@@ -151,7 +151,7 @@ class Turns:
                 # cut the next ones short.
                 seconds = batch.processor_s if self.is_inline else batch.compute_s
                 if batch.parts:
-                    self.policy.learn(batch.size, seconds, now, batch.compute_s)
+                    self.policy.learn(batch.size, seconds, now, batch.compute_s, batch.processor_s)
                     self.policy.learn_decoding(batch.num_rows, batch.decode_s)
                 for item, _ in batch.unusable:
                     self.discard(item)
