@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.picture import PictureLimits
-from models.preprocessing import Crop, Orient, Preprocessing, Resize, centred, resized_size
+from models.preprocessing import Crop, Orient, Preprocessing, Resize, resized_size
+from models.resizing import centred
 
 # As Pillow computes them: with the pixels that fall under a wider kernel where a picture shrinks.
 _MODES: Final = {"bilinear": "bilinear", "bicubic": "bicubic"}

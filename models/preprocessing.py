@@ -8,7 +8,7 @@ the same picture is the same tensor everywhere.
 
 import math
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, Self, TypeAlias, TypeVar
+from typing import Annotated, Literal, Self, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from models.picture import (
     oriented,
     to_mode,
 )
+from models.resizing import Threads, by_shorter_side, cropped, resized
 
 Side: TypeAlias = Annotated[int, Field(ge=1, le=8192)]
 Finite: TypeAlias = Annotated[float, Field(allow_inf_nan=False)]
@@ -174,7 +175,10 @@ class Preprocessing(BaseModel):
         return (math.prod(shape),) if self.find(Flatten) else shape
 
     def picture(
-        self, source: bytes | EncodedPicture | Image.Image, limits: PictureLimits | None = None
+        self,
+        source: bytes | EncodedPicture | Image.Image,
+        limits: PictureLimits | None = None,
+        threads: Threads | None = None,
     ) -> Tensor:
         """One picture through the Pillow steps.
 
@@ -182,6 +186,7 @@ class Preprocessing(BaseModel):
             source: the bytes of a JPEG, PNG or WebP, with or without their header read before; or
                 a Pillow image (used by data sets that hold pixels; it is not changed).
             limits: bounds on bytes, pixels and sides.
+            threads: threads that share in the work on a large one; the bits are the same.
 
         Returns:
             uint8 `[C, H, W]`, the shape `raw_shape`.
@@ -195,9 +200,27 @@ class Preprocessing(BaseModel):
         limits = limits or PictureLimits()
         image = source if isinstance(source, Image.Image) else open_picture(source, limits)
         for step in self.steps:
-            image = _apply(step, image, limits)
+            image = self._apply(step, image, limits, threads)
         pixels = torch.from_numpy(np.array(image, dtype=np.uint8))
         return pixels.unsqueeze(0) if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
+
+    def _apply(
+        self, step: Step, image: Image.Image, limits: PictureLimits, threads: Threads | None
+    ) -> Image.Image:
+        match step:
+            case Orient():
+                return oriented(image)
+            case Color():
+                return to_mode(image, step.mode)
+            case Resize():
+                size, crop = resized_size(image.size, step, limits), self.find(Crop)
+                kept = _width_height(crop) if crop else None
+                resampling = Image.Resampling[step.interpolation.upper()]
+                return resized(image, size, resampling, kept=kept, threads=threads)
+            case Crop():
+                return cropped(image, _width_height(step))
+            case _:
+                return image
 
     def finish(self, batch: Tensor) -> Tensor:
         """A batch through the tensor steps, on the device where it is.
@@ -257,18 +280,9 @@ def _per_channel(step: Normalize, ndim: int, device: torch.device) -> tuple[Tens
     return mean, std
 
 
-def _apply(step: Any, image: Image.Image, limits: PictureLimits) -> Image.Image:
-    match step:
-        case Orient():
-            return oriented(image)
-        case Color():
-            return to_mode(image, step.mode)
-        case Resize():
-            return _resized(image, step, limits)
-        case Crop():
-            return _cropped(image, step.size)
-        case _:
-            return image
+def _width_height(crop: Crop) -> tuple[int, int]:
+    height, width = crop.size
+    return width, height
 
 
 def resized_size(size: tuple[int, int], step: Resize, limits: PictureLimits) -> tuple[int, int]:
@@ -278,7 +292,7 @@ def resized_size(size: tuple[int, int], step: Resize, limits: PictureLimits) -> 
         PictureTooLarge: they are over the limit.
     """
     if isinstance(step.size, int):
-        width, height = _by_shorter_side(size, step.size)
+        width, height = by_shorter_side(size, step.size)
     else:
         height, width = step.size
     # A very long and thin picture grows enormously when its short side is brought to size.
@@ -288,32 +302,3 @@ def resized_size(size: tuple[int, int], step: Resize, limits: PictureLimits) -> 
             f"when resized; the limit is {limits.max_pixels} pixels"
         )
     return width, height
-
-
-def _resized(image: Image.Image, step: Resize, limits: PictureLimits) -> Image.Image:
-    size = resized_size(image.size, step, limits)
-    if size == image.size:
-        return image
-    return image.resize(size, Image.Resampling[step.interpolation.upper()])
-
-
-def _by_shorter_side(size: tuple[int, int], shorter: int) -> tuple[int, int]:
-    """Width and height, rounded down as torchvision's `Resize` does."""
-    width, height = size
-    if width <= height:
-        return shorter, int(shorter * height / width)
-    return int(shorter * width / height), shorter
-
-
-def _cropped(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """From the centre, as torchvision's `CenterCrop`; outside the picture is black."""
-    height, width = size
-    if image.size == (width, height):
-        return image
-    left, top = centred(image.width, width), centred(image.height, height)
-    return image.crop((left, top, left + width, top + height))
-
-
-def centred(side: int, wanted: int) -> int:
-    """Where a crop begins; torchvision rounds otherwise where it has to add pixels."""
-    return round((side - wanted) / 2.0) if side >= wanted else -((wanted - side) // 2)

@@ -5,7 +5,8 @@ import contextlib
 import io
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,12 +16,14 @@ from starlette.types import Message
 
 from app.api.predict import PredictRoute
 from app.engine.batcher import Batcher, LaneOptions
+from app.engine.crew import Crew
 from app.engine.decoding import IN_TURN_PICTURES, Decoder
 from app.engine.live import LiveModels
 from app.engine.loading import LoadedVersion, load_version
 from app.engine.pictures import Pictures
 from app.engine.predictor import Prediction, Predictor
 from app.errors import QueueFull
+from models import resizing
 from models.picture import PictureError, PictureLimits
 from models.store import ModelStore
 
@@ -123,6 +126,29 @@ async def test_they_are_answered_as_if_they_had_been_decoded_first(store: ModelS
             (await as_numbers).logits, await decoded_first(predictor, png(7))
         )
         assert all(one.decode_ms > 0 for one in answers)
+
+
+async def test_all_share_in_a_picture_that_comes_alone(
+    store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resizing, "BAND_PIXELS", 1024)
+    shared: list[int] = []
+    share = Crew.share
+
+    def told(crew: Crew, function: Callable[[Any], Any], pieces: Sequence[Any]) -> list[Any]:
+        shared.append(len(pieces))
+        return share(crew, function, pieces)
+
+    async with started(store) as bench:
+        predictor = bench.predictor()
+        before = [(await ask(predictor, png(seed))).logits for seed in range(2)]
+        monkeypatch.setattr(Crew, "share", told)
+        assert torch.equal((await ask(predictor, png(0))).logits, before[0])
+        assert torch.equal(await decoded_first(predictor, png(1)), before[1])
+        assert shared == [2, 2]
+        await ask(predictor, png(0), png(1))
+        await decoded_first(predictor, png(0), png(1))
+        assert shared == [2, 2], "several fill the cores as they are"
 
 
 async def test_one_that_cannot_be_read_fails_alone(store: ModelStore) -> None:

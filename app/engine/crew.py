@@ -11,22 +11,37 @@ Result = TypeVar("Result")
 
 
 class Crew:
-    """Each computes alone; a single piece is done by who asks, without a hand-over.
+    """Each computes alone, on a core of its own.
 
-    The one who asks does not help with several: a thread that computes on all cores would wait,
-    within each of its steps, for a core that a helper has.
+    Args:
+        num_threads: of them, and into how many pieces what is shared is best cut.
     """
 
     def __init__(self, num_threads: int) -> None:
+        self.count = num_threads
         self._threads = ThreadPoolExecutor(
             num_threads, "crew", initializer=compute_with, initargs=(1,)
         )
 
     def map(self, function: Callable[[One], Result], many: Sequence[One]) -> list[Result]:
-        """`function` of each, in their order."""
+        """`function` of each, in their order.
+
+        A single one is done by who asks, without a hand-over. With several the asker does not
+        help: a thread that computes on all cores would wait, within each of its steps, for a core
+        that a helper has.
+        """
         if len(many) == 1:
             return [function(many[0])]
         return list(self._threads.map(function, many))
+
+    def share(self, function: Callable[[One], Result], pieces: Sequence[One]) -> list[Result]:
+        """`function` of each, in their order; the first by who asks.
+
+        Args:
+            function: computes without torch, and so on one core, whoever calls it.
+        """
+        others = self._threads.map(function, pieces[1:])
+        return [function(pieces[0]), *others]
 
     def close(self) -> None:
         """End the threads after what they do."""

@@ -28,6 +28,7 @@ from models.picture import (
     open_picture,
 )
 from models.preprocessing import Preprocessing
+from models.resizing import Threads
 
 # Below both, decoding costs less than handing it to a thread and back.
 INLINE_BYTES = 4096
@@ -39,7 +40,7 @@ IN_TURN_PIXELS = 1 << 21
 # For a device that decodes, which is quick enough.
 ON_DEVICE_PIXELS = 1 << 24
 
-Read: TypeAlias = Callable[[EncodedPicture, Preprocessing], Tensor]
+Read: TypeAlias = Callable[[EncodedPicture, Preprocessing, Threads | None], Tensor]
 
 
 class PixelBudget:
@@ -142,15 +143,15 @@ class Decoder:
                 small = self._if_small(data)
                 if small is None:
                     return None
-                rows.append(read(small, preprocessing))
+                rows.append(read(small, preprocessing, None))
         return rows[0] if len(rows) == 1 else torch.cat(rows)
 
     def host_reader(self, preprocessing: Preprocessing) -> CrewReader:
         """What decodes where the processor computes."""
         finish = preprocessing.finisher(torch.device("cpu"))
 
-        def rows(picture: EncodedPicture) -> Tensor:
-            return finish(self._pixels(picture, preprocessing))
+        def rows(picture: EncodedPicture, threads: Threads | None) -> Tensor:
+            return finish(self._pixels(picture, preprocessing, threads))
 
         return CrewReader(rows, preprocessing.input_shape, self._crew)
 
@@ -159,8 +160,8 @@ class Decoder:
         if self._on_device is None or not is_possible(preprocessing):
             return None
 
-        def pixels(picture: EncodedPicture) -> Tensor:
-            return self._pixels(picture, preprocessing)
+        def pixels(picture: EncodedPicture, threads: Threads | None) -> Tensor:
+            return self._pixels(picture, preprocessing, threads)
 
         host = CrewReader(pixels, preprocessing.raw_shape, self._crew, torch.uint8)
         return DeviceReader(self._on_device, host, preprocessing, self.limits)
@@ -222,7 +223,7 @@ class Decoder:
     ) -> "Tensor | asyncio.Future[Tensor]":
         small = self._if_small(data)
         if small is not None:
-            return read(small, preprocessing)
+            return read(small, preprocessing, None)
         loop = asyncio.get_running_loop()
         return loop.run_in_executor(
             self._threads, self._within_budget, data, preprocessing, deadline, read
@@ -244,15 +245,26 @@ class Decoder:
         picture = encoded_picture(data, self.limits)
         taken = self._budget.acquire(picture.num_pixels, deadline)
         try:
-            return read(picture, preprocessing)
+            # Who is alone here may have all the cores; several at once fill them as they are.
+            return read(picture, preprocessing, self._crew if self.waiting == 1 else None)
         finally:
             self._budget.release(taken)
 
-    def _pixels(self, picture: EncodedPicture, preprocessing: Preprocessing) -> Tensor:
-        return preprocessing.picture(picture, self.limits).unsqueeze(0)
+    def _pixels(
+        self,
+        picture: EncodedPicture,
+        preprocessing: Preprocessing,
+        threads: Threads | None = None,
+    ) -> Tensor:
+        return preprocessing.picture(picture, self.limits, threads).unsqueeze(0)
 
-    def _finished(self, picture: EncodedPicture, preprocessing: Preprocessing) -> Tensor:
-        return preprocessing.finish(self._pixels(picture, preprocessing))
+    def _finished(
+        self,
+        picture: EncodedPicture,
+        preprocessing: Preprocessing,
+        threads: Threads | None = None,
+    ) -> Tensor:
+        return preprocessing.finish(self._pixels(picture, preprocessing, threads))
 
 
 def _is_small(picture: EncodedPicture) -> bool:

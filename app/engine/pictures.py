@@ -14,6 +14,7 @@ from torch import Tensor
 from app.engine.crew import Crew
 from app.engine.pipeline import Accelerator
 from models.picture import EncodedPicture, PictureError
+from models.resizing import Threads
 
 
 class Reader(Protocol):
@@ -36,12 +37,13 @@ class CrewReader:
     """Threads of the processor that decode.
 
     Args:
-        decode: makes `[1, *row_shape]` of one; raises PictureError.
+        decode: makes `[1, *row_shape]` of one, with the threads that may share in it;
+            raises PictureError.
     """
 
     def __init__(
         self,
-        decode: Callable[[EncodedPicture], Tensor],
+        decode: Callable[[EncodedPicture, Threads | None], Tensor],
         row_shape: tuple[int, ...],
         crew: Crew,
         dtype: torch.dtype = torch.float32,
@@ -54,13 +56,15 @@ class CrewReader:
     def read(
         self, pictures: Sequence[EncodedPicture], accelerator: Accelerator | None
     ) -> "list[Tensor | Exception]":
-        """In host memory, whoever asks."""
+        """In host memory, whoever asks; all share in a picture that comes alone."""
         del accelerator
+        if len(pictures) == 1:
+            return [self._one(pictures[0], self._crew)]
         return self._crew.map(self._one, pictures)
 
-    def _one(self, picture: EncodedPicture) -> "Tensor | Exception":
+    def _one(self, picture: EncodedPicture, threads: Threads | None = None) -> "Tensor | Exception":
         try:
-            return self._decode(picture)
+            return self._decode(picture, threads)
         except Exception as error:
             # The edge of a request: whatever a decoder raises is this one's alone.
             return error
