@@ -21,14 +21,13 @@ import torch
 from app.engine.compiling import compiled
 from app.engine.execution import Wanted
 from app.engine.loading import LoadedVersion, load_version
+from benchmarks.quantiles import quantiles_ms
 from benchmarks.record import tell
 from benchmarks.system import HOST
 from models.device import thread_count
 from models.store import ModelStore
 
 Step = Callable[[int], None]
-NUM_TIMES = 50
-LEVELS = (np.arange(NUM_TIMES) + 0.5) / NUM_TIMES
 SIZES = (1, 8)
 NPY = b"\x93NUMPY"
 
@@ -73,7 +72,7 @@ def compile_for(loaded: LoadedVersion, sizes: Sequence[int]) -> None:
 def run(step: Step, seconds: float, batch: int) -> dict[str, float]:
     """Repeat `step` for about `seconds`; latencies are of whole batches.
 
-    `t0_ms` to `t49_ms` are fifty of them, all as likely as each other.
+    Besides them there are the figures of `benchmarks.quantiles`.
     """
     latencies_ms: list[float] = []
     began = now = time.perf_counter()
@@ -84,14 +83,13 @@ def run(step: Step, seconds: float, batch: int) -> dict[str, float]:
         latencies_ms.append((ended - now) * 1000)
         now = ended
     count = batch * len(latencies_ms)
-    times_ms = np.quantile(latencies_ms, LEVELS, method="inverted_cdf").tolist()
     return {
         "rate_per_s": count / (now - began),
         "p50_ms": float(np.percentile(latencies_ms, 50)),
         "p99_ms": float(np.percentile(latencies_ms, 99)),
         "cpu_us": (time.process_time() - cpu_s) * 1e6 / count,
         "num_requests": float(count),
-        **{f"t{index}_ms": time_ms for index, time_ms in enumerate(times_ms)},
+        **quantiles_ms(latencies_ms),
     }
 
 

@@ -16,7 +16,7 @@ import socket
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -27,6 +27,7 @@ from benchmarks.alarm import Alarm
 
 HOST: Final = "127.0.0.1"
 SWEEP_S: Final = 0.05
+STALL_S: Final = 0.0005
 READ_BYTES: Final = 1 << 16
 # Outcomes that are no HTTP status.
 RESET: Final = 0
@@ -84,6 +85,8 @@ class Summary:
         late_p99_ms: how late this program itself was; not much more than a millisecond, or the
             generator is the bottleneck.
         generator_share: of one processor that this program used.
+        stalls_s: from when until when it sent nothing that was due, in seconds from the beginning,
+            for `STALL_S` and longer: the machine let it stand still.
     """
 
     num_requests: int
@@ -110,6 +113,7 @@ class Summary:
     num_connections: int
     late_p99_ms: float
     generator_share: float
+    stalls_s: Sequence[tuple[float, float]]
 
 
 class OpenLoop:
@@ -311,7 +315,17 @@ class OpenLoop:
             num_connections=self._num_connections,
             late_p99_ms=_percentile(late_ms, 99),
             generator_share=self._share,
+            stalls_s=self._stalls_s(),
         )
+
+    def _stalls_s(self) -> list[tuple[float, float]]:
+        """What was due in a stall was sent together at its end, so it is of one."""
+        stalls: list[tuple[float, float]] = []
+        for due, dispatched in zip(self._offsets, self._dispatched, strict=True):
+            sent = dispatched - self._began
+            if sent - due >= STALL_S and not (stalls and due <= stalls[-1][1]):
+                stalls.append((due, sent))
+        return stalls
 
 
 class _Connection:

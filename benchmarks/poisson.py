@@ -2,13 +2,15 @@
 
 Requests arrive at random moments and are timed from them; capacity is what the server manages of
 such (`benchmarks.stage.Capacity`). The ideal (`benchmarks/ideal_batcher.py`) gets the same
-arrivals, and takes as long for each batch as was measured in the same round. It is told in two
+requests when they were sent, and takes as long for each batch as was measured in the same round:
+where the generator stood still both are late, and a batch is as rarely very long. It is told in two
 ways. *Batches alone*: its batches take what the bare loop takes for the network and softmax; to
 each latency a constant is added, the median that one connection sees without other load minus the
 bare loop's for one row: HTTP once, with nobody else there. *HTTP in the batch*: its batches take
 what the server takes to answer so many connections at once, reading, parsing and encoding included,
 which on a small network is most of it; nothing is added. Their mean is connections over answers a
-second, and they vary as the latencies of those connections do: pauses of the machine are in both.
+second, and they vary as the latencies of those connections do, the rarest included: pauses of the
+machine are in both.
 """
 
 import io
@@ -20,12 +22,12 @@ import numpy as np
 
 from benchmarks import ours
 from benchmarks.ideal_batcher import BatchTimes, latencies_s
-from benchmarks.in_process import LEVELS, NUM_TIMES
 from benchmarks.open_loop import Plan
+from benchmarks.quantiles import drawable_ms
 from benchmarks.resnet_scenario import EAGER
 from benchmarks.rounds import Cell, Round, Samples, undisturbed
 from benchmarks.session import Session, compute_layout, front_layout, parser
-from benchmarks.stage import Stage, Timing, connections_named
+from benchmarks.stage import Stage, Timing, connections_named, stalls_of
 from benchmarks.tensor_scenario import SCENARIOS, TensorScenario
 from benchmarks.verdict import Verdict, at_most, none_of
 from models.store import ModelStore
@@ -72,11 +74,14 @@ def prepare(stage: Stage, scenario: TensorScenario, settings: Mapping[str, str])
     body = stage.folder / "row.npy"
     body.write_bytes(_npy(scenario.row()))
     loop = stage.start(ours.bare_loop("loop", home, scenario.model, body))
-    capacity = stage.capacity(server, sent, scenario.busy)
+    capacity = stage.capacity(server, sent, scenario.busy, with_times=True)
     others = [size for size in SIZES if size != scenario.busy]
     return [
         *(stage.in_process(_batch(size), loop, size) for size in SIZES),
-        *(stage.closed(connections_named(size), server, sent, size) for size in others),
+        *(
+            stage.closed(connections_named(size), server, sent, size, with_times=True)
+            for size in others
+        ),
         *capacity.cells,
         *(stage.open(_offered(load), server, sent, capacity.share(load)) for load in LOADS),
     ]
@@ -97,8 +102,7 @@ def verdicts_of(rounds: Sequence[Round], timing: Timing) -> list[Verdict]:
 def alone(samples: Samples) -> tuple[BatchTimes, float]:
     """Times of the bare loop, and the seconds that HTTP adds where nobody else is there."""
     times = {
-        size: [samples[_batch(size)][f"t{index}_ms"] / 1000 for index in range(NUM_TIMES)]
-        for size in SIZES
+        size: [time_ms / 1000 for time_ms in drawable_ms(samples[_batch(size)])] for size in SIZES
     }
     unloaded_s = samples[connections_named(1)]["p50_ms"] / 1000
     return BatchTimes(times), max(0.0, unloaded_s - float(np.median(times[1])))
@@ -112,8 +116,7 @@ def whole(samples: Samples) -> tuple[BatchTimes, float]:
 
 def served_s(connections: int, cell: Mapping[str, float]) -> list[float]:
     """Times of a batch by what a closed loop of so many connections saw."""
-    known = ("p50_ms", "p90_ms", "p99_ms", "max_ms")
-    latencies = np.interp(LEVELS, (0.5, 0.9, 0.99, 1.0), [cell[name] for name in known])
+    latencies = np.array(drawable_ms(cell))
     mean_s = connections / cell["rate_per_s"]
     return (latencies / latencies.mean() * mean_s).tolist()
 
@@ -121,14 +124,17 @@ def served_s(connections: int, cell: Mapping[str, float]) -> list[float]:
 def ideal_p99_ms(
     sample: Mapping[str, float], ideal: tuple[BatchTimes, float], timing: Timing
 ) -> float:
-    """The p99 of an ideal batcher that got the arrivals of an open loop."""
+    """The p99 of an ideal batcher that got the requests of an open loop when they were sent."""
     plan = Plan(0, sample["asked_per_s"], timing.open_s, timing.warm_up_s, seed=int(sample["seed"]))
-    moments = np.array(plan.moments())
+    due = np.array(plan.moments())
+    sent = due.copy()
+    for begin, end in stalls_of(sample):
+        sent[(due >= begin) & (due < end)] = end
     times, constant_s = ideal
     found = [
         np.percentile(
-            latencies_s(moments.tolist(), times, constant_s=constant_s, seed=seed)[
-                moments >= timing.warm_up_s
+            (latencies_s(sent.tolist(), times, constant_s=constant_s, seed=seed) + sent - due)[
+                due >= timing.warm_up_s
             ],
             99,
         )

@@ -17,6 +17,7 @@ from pathlib import Path
 from benchmarks.load import as_sample, closed_loop, open_loop
 from benchmarks.open_loop import Plan
 from benchmarks.payload import Payload
+from benchmarks.quantiles import named
 from benchmarks.rounds import Cell, Sample
 from benchmarks.system import HOST, Launch, System, SystemFailed
 
@@ -141,8 +142,16 @@ class Stage:
         with running(system):
             return post(system, payload)
 
-    def closed(self, name: str, system: System, payload: Payload, connections: int) -> Cell:
-        """A closed loop of so many connections."""
+    def closed(
+        self,
+        name: str,
+        system: System,
+        payload: Payload,
+        connections: int,
+        *,
+        with_times: bool = False,
+    ) -> Cell:
+        """A closed loop of so many connections; with the figures of `quantiles` where wanted."""
 
         def load(seconds: float) -> Sample:
             cores = self.layout.client
@@ -151,7 +160,9 @@ class Stage:
             )
             sample = as_sample(figures)
             silent = float(not sample["num_requests"])
-            return {**sample, "faults": sample["not_2xx"] + sample["socket_errors"] + silent}
+            times = named(figures.times_ms) if with_times else {}
+            faults = sample["not_2xx"] + sample["socket_errors"] + silent
+            return {**sample, **times, "faults": faults}
 
         def measure() -> Sample:
             with running(system):
@@ -177,15 +188,17 @@ class Stage:
                 seed=next(visits),
             )
             with running(system):
-                sample = with_costs(
-                    system, lambda: as_sample(open_loop(payload, asked, self.layout.client))
-                )
+                sample = with_costs(system, lambda: self._offered(payload, asked))
             faults = sum(sample[kind] for kind in (*SERVER_FAULTS, *LOST))
-            # With these two whoever needs the same arrivals again can draw them again.
+            # With these and its stalls, whoever needs the same arrivals again can draw them again.
             plan = {"asked_per_s": asked.rate_per_s, "seed": float(asked.seed)}
             return {**sample, **plan, "faults": faults}
 
         return Cell(name, measure)
+
+    def _offered(self, payload: Payload, plan: Plan) -> Sample:
+        summary = open_loop(payload, plan, self.layout.client)
+        return {**as_sample(summary), **stalls_named(summary.stalls_s)}
 
     def capacity(
         self,
@@ -193,15 +206,19 @@ class Stage:
         payload: Payload,
         connections: int,
         when: Callable[[Cell], Cell] = lambda cell: cell,
+        *,
+        with_times: bool = False,
     ) -> Capacity:
         """Measured now, and in each round.
 
         Args:
             connections: enough to keep it busy.
             when: wraps what has to be arranged first around a cell.
+            with_times: as of `closed`.
         """
+        name = connections_named(connections)
         closed = Remembered(
-            when(self.closed(connections_named(connections), system, payload, connections))
+            when(self.closed(name, system, payload, connections, with_times=with_times))
         )
         scattered = self.open(
             "at random moments",
@@ -233,6 +250,23 @@ class Stage:
 def connections_named(count: int) -> str:
     """The cell of a closed loop of so many."""
     return f"{count} connection{'s' * (count > 1)}"
+
+
+def stalls_named(stalls_s: Sequence[Sequence[float]]) -> Sample:
+    """Where a generator was late, as figures of a sample; `stalls_of` reads them."""
+    return {
+        f"stall{index}_{end}_s": moment_s
+        for index, stall_s in enumerate(stalls_s)
+        for end, moment_s in zip(("from", "until"), stall_s, strict=True)
+    }
+
+
+def stalls_of(sample: Sample) -> list[tuple[float, float]]:
+    """From when until when a generator sent nothing that was due, from the start of its load."""
+    count = sum(name.startswith("stall") for name in sample) // 2
+    return [
+        (sample[f"stall{index}_from_s"], sample[f"stall{index}_until_s"]) for index in range(count)
+    ]
 
 
 @contextlib.contextmanager

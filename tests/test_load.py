@@ -6,9 +6,12 @@ that runs this may be busy.
 
 import asyncio
 import contextlib
+import os
 import shutil
+import signal
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +20,7 @@ from benchmarks.load import LoadFailed, closed_loop, open_loop, parse_figures
 from benchmarks.machine import cores
 from benchmarks.open_loop import OpenLoop, Plan, Summary
 from benchmarks.payload import Payload
+from benchmarks.quantiles import LEVELS
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -252,6 +256,35 @@ def test_wrk_sends_the_body_and_sees_the_delay(slow_port: int) -> None:
     assert 20 <= figures.p50_ms < 500
     assert 1 < figures.rate_per_s <= 100
     assert (figures.not_2xx, figures.socket_errors) == (0, 0)
+    times_ms = figures.times_ms
+    assert len(times_ms) == len(LEVELS)
+    assert list(times_ms) == sorted(times_ms)
+    assert 20 <= times_ms[0] <= figures.p50_ms <= times_ms[-1] <= figures.max_ms
+
+
+async def test_a_generator_that_stood_still_says_so() -> None:
+    """The request that was due while it was stopped left late, and no later one with it."""
+    async with serving(always(OK)) as server:
+        plan = Plan(port=server.port, rate_per_s=100.0, seconds=1.0, arrivals="constant")
+        running = asyncio.create_task(asyncio.to_thread(open_loop, PAYLOAD, plan, cores()))
+        while server.num_requests < 20:
+            await asyncio.sleep(0.001)
+        generators = [
+            int(path.parent.name)
+            for path in Path("/proc").glob("[0-9]*/cmdline")
+            if b"benchmarks.open_loop" in path.read_bytes().split(b"\0")
+            and f'"port": {server.port}'.encode() in path.read_bytes()
+        ]
+        for generator in generators:
+            os.kill(generator, signal.SIGSTOP)
+        await asyncio.sleep(0.2)
+        for generator in generators:
+            os.kill(generator, signal.SIGCONT)
+        summary = await running
+    longest = max(summary.stalls_s, key=lambda stall: stall[1] - stall[0])
+    assert 0.15 < longest[1] - longest[0] < 0.6
+    assert 0.15 < longest[0] < 0.9
+    assert summary.max_ms > 150
 
 
 def test_what_wrk_does_not_say_is_an_error() -> None:
