@@ -2,15 +2,15 @@
 
 Requests arrive at random moments and are timed from them; capacity is what the server manages of
 such (`benchmarks.stage.Capacity`). The ideal (`benchmarks/ideal_batcher.py`) gets the same
-requests when they were sent, and takes as long for each batch as was measured in the same round:
-where the generator stood still both are late, and a batch is as rarely very long. It is told in two
-ways. *Batches alone*: its batches take what the bare loop takes for the network and softmax; to
-each latency a constant is added, the median that one connection sees without other load minus the
-bare loop's for one row: HTTP once, with nobody else there. *HTTP in the batch*: its batches take
-what the server takes to answer so many connections at once, reading, parsing and encoding included,
-which on a small network is most of it; nothing is added. Their mean is connections over answers a
-second, and they vary as the latencies of those connections do, the rarest included: pauses of the
-machine are in both.
+requests when they were sent, late where the generator stood still, and takes as long for each
+batch as was measured in the same round, the rarest times included: pauses of the machine are in
+both. It is told in two ways. *Batches alone*: its batches take what the bare loop takes for the
+network and softmax; to each latency a constant is added, the median that one connection sees
+without other load minus the bare loop's for one row: HTTP once, with nobody else there. *HTTP in
+the batch*: reading, parsing and encoding are in its batches, which on a small network is most of
+them, and nothing is added. One request takes what a closed loop of one connection saw, so many as
+keep the server busy what a loop of so many did, and all other numbers of them lie on the line
+through both: loops in between fall out of step, and tell of two batches where there could be one.
 """
 
 import io
@@ -54,7 +54,7 @@ def measure(session: Session, name: str) -> None:
     with session.stage(layout) as stage:
         cells = prepare(stage, scenario, session.settings)
         rounds = session.measure(cells)
-        verdicts = verdicts_of(undisturbed(rounds), stage.timing)
+        verdicts = verdicts_of(undisturbed(rounds), stage.timing, scenario.busy)
     sentence = (
         f"{layout.sentence()}; V2 binary, float32 {list(scenario.shape)}; the ideal has "
         f"the arrivals of the measured loop, batches of {', '.join(map(str, SIZES))}, the median "
@@ -75,23 +75,19 @@ def prepare(stage: Stage, scenario: TensorScenario, settings: Mapping[str, str])
     body.write_bytes(_npy(scenario.row()))
     loop = stage.start(ours.bare_loop("loop", home, scenario.model, body))
     capacity = stage.capacity(server, sent, scenario.busy, with_times=True)
-    others = [size for size in SIZES if size != scenario.busy]
     return [
         *(stage.in_process(_batch(size), loop, size) for size in SIZES),
-        *(
-            stage.closed(connections_named(size), server, sent, size, with_times=True)
-            for size in others
-        ),
+        stage.closed(connections_named(1), server, sent, 1, with_times=True),
         *capacity.cells,
         *(stage.open(_offered(load), server, sent, capacity.share(load)) for load in LOADS),
     ]
 
 
-def verdicts_of(rounds: Sequence[Round], timing: Timing) -> list[Verdict]:
+def verdicts_of(rounds: Sequence[Round], timing: Timing, busy: int) -> list[Verdict]:
     """p99 over the ideal's, and that nothing failed."""
     verdicts = []
     for load in LOADS:
-        for way, ideal in (("batches alone", alone), ("HTTP in the batch", whole)):
+        for way, ideal in (("batches alone", alone), ("HTTP in the batch", whole(busy))):
             what = f"{_offered(load)}, p99 over the ideal's ({way})"
             verdicts.append(at_most(what, rounds, _over(load, ideal, timing), GOAL))
     names = [_offered(load) for load in LOADS]
@@ -108,10 +104,19 @@ def alone(samples: Samples) -> tuple[BatchTimes, float]:
     return BatchTimes(times), max(0.0, unloaded_s - float(np.median(times[1])))
 
 
-def whole(samples: Samples) -> tuple[BatchTimes, float]:
-    """What the server takes for so many requests at once."""
-    cells = {size: samples[connections_named(size)] for size in SIZES}
-    return BatchTimes({size: served_s(size, cell) for size, cell in cells.items()}), 0.0
+def whole(busy: int) -> Ideal:
+    """What the server takes for so many requests at once, by closed loops of one and of `busy`."""
+
+    def ideal(samples: Samples) -> tuple[BatchTimes, float]:
+        one_s, busy_s = (
+            np.array(served_s(number, samples[connections_named(number)])) for number in (1, busy)
+        )
+        row_s = (busy_s - one_s) / (busy - 1)
+        numbers = range(1, SIZES[-1] + 1)
+        times_s = {number: (one_s + row_s * (number - 1)).tolist() for number in numbers}
+        return BatchTimes(times_s), 0.0
+
+    return ideal
 
 
 def served_s(connections: int, cell: Mapping[str, float]) -> list[float]:

@@ -20,8 +20,8 @@ LEVELS: Final = (
 
 
 def named(times_ms: Sequence[float]) -> dict[str, float]:
-    """Times at `LEVELS` as figures of a sample: `t0_ms`, `t1_ms` and so on."""
-    return {f"t{index}_ms": time_ms for index, time_ms in enumerate(times_ms)}
+    """Times at `LEVELS` as figures of a sample: `t0_ms`, `t1_ms` and so on, to 0.1 us."""
+    return {f"t{index}_ms": round(time_ms, 4) for index, time_ms in enumerate(times_ms)}
 
 
 def quantiles_ms(times_ms: Sequence[float]) -> dict[str, float]:

@@ -255,7 +255,7 @@ def connections_named(count: int) -> str:
 def stalls_named(stalls_s: Sequence[Sequence[float]]) -> Sample:
     """Where a generator was late, as figures of a sample; `stalls_of` reads them."""
     return {
-        f"stall{index}_{end}_s": moment_s
+        f"stall{index}_{end}_s": round(moment_s, 6)
         for index, stall_s in enumerate(stalls_s)
         for end, moment_s in zip(("from", "until"), stall_s, strict=True)
     }

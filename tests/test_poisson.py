@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from benchmarks.ideal_batcher import BatchTimes
-from benchmarks.poisson import ideal_p99_ms, served_s
+from benchmarks.poisson import ideal_p99_ms, served_s, whole
 from benchmarks.quantiles import drawable_ms, quantiles_ms
-from benchmarks.stage import Timing, stalls_named, stalls_of
+from benchmarks.stage import Timing, connections_named, stalls_named, stalls_of
 
 TIMING = Timing(warm_up_s=1.0, closed_s=1.0, open_s=4.0)
 SAMPLE = {"asked_per_s": 500.0, "seed": 3.0}
@@ -28,6 +28,19 @@ def test_the_mean_of_a_batch_is_what_the_connections_got() -> None:
     assert np.quantile(served, 0.999) / np.median(served) == pytest.approx(
         np.quantile(times_ms, 0.999) / np.median(times_ms), rel=0.05
     )
+
+
+def test_http_in_the_batch_lies_on_a_line_and_is_not_padded() -> None:
+    samples = {
+        connections_named(number): {**quantiles_ms([1.0] * 100), "rate_per_s": number / seconds}
+        for number, seconds in ((1, 0.002), (16, 0.017))
+    }
+    times, constant_s = whole(16)(samples)
+    assert times.sizes == list(range(1, 33))
+    assert [times.median_s(size) for size in (1, 2, 3, 16, 32)] == pytest.approx(
+        [0.002, 0.003, 0.004, 0.017, 0.033]
+    )
+    assert (times.take(3), times.take(40), constant_s) == ((3, 3), (32, 32), 0.0)
 
 
 def test_what_left_late_is_late_for_the_ideal_too() -> None:
