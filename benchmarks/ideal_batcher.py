@@ -1,17 +1,20 @@
 """An ideal batcher on a clock of its own: it never waits, and nothing but its batches costs time.
 
 Whenever its device is free it takes what waits, up to the largest size. Batches have a few fixed
-sizes, and take as long as batches of that size were measured to take: each time is drawn anew from
-what was measured. So a server can be held against what its own batches allow at a given load.
+sizes, and take as long as batches of that size usually take, on a machine that is as slow at times
+as it was measured to be. So a server can be held against what its own batches allow at a load.
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
-NUM_DRAWN = 256
+from benchmarks.pace import Pace, Span
+
+STEADY: Final = Pace([Span(1.0, 1.0)])
 
 
 @dataclass(frozen=True)
@@ -19,20 +22,15 @@ class BatchTimes:
     """How long batches take.
 
     Attributes:
-        measured_s: size of a batch -> some of its times in seconds, all as likely as each other;
-            sizes in growing order.
+        usual_s: size of a batch -> what it usually takes in seconds; sizes in growing order.
     """
 
-    measured_s: Mapping[int, Sequence[float]]
+    usual_s: Mapping[int, float]
 
     @property
     def sizes(self) -> list[int]:
         """That a batch may have."""
-        return list(self.measured_s)
-
-    def median_s(self, size: int) -> float:
-        """Of batches of one size."""
-        return float(np.median(self.measured_s[size]))
+        return list(self.usual_s)
 
     def take(self, num_waiting: int) -> tuple[int, int]:
         """How many rows to take of those that wait, and the size of their batch.
@@ -46,28 +44,27 @@ class BatchTimes:
         below = sizes[max(0, bisect_right(sizes, num_waiting) - 1)]
         if below < num_waiting:
             rest = sizes[bisect_left(sizes, num_waiting - below)]
-            if self.median_s(below) + self.median_s(rest) < self.median_s(padded):
+            if self.usual_s[below] + self.usual_s[rest] < self.usual_s[padded]:
                 return below, below
         return num_waiting, padded
 
-    def draws_s(self, size: int, random: np.random.Generator) -> Iterator[float]:
-        """Times of batches of one size, without end."""
-        while True:
-            yield from random.choice(self.measured_s[size], NUM_DRAWN).tolist()
-
 
 def latencies_s(
-    moments: Sequence[float], times: BatchTimes, *, constant_s: float = 0.0, seed: int = 0
+    moments: Sequence[float],
+    times: BatchTimes,
+    pace: Pace = STEADY,
+    *,
+    constant_s: float = 0.0,
+    at_s: float = 0.0,
 ) -> np.ndarray:
     """From each request's arrival to the end of its batch, in seconds.
 
     Args:
         moments: of arrivals, sorted; one row each.
         constant_s: added to every latency.
+        at_s: the moment of the pace at which it begins.
     """
-    random = np.random.default_rng(seed)
     arrivals = np.asarray(moments)
-    drawn = {size: times.draws_s(size, random) for size in times.sizes}
     plan = [(0, 0), *(times.take(count) for count in range(1, times.sizes[-1] + 1))]
     done = np.empty(len(arrivals))
     first, free_at = 0, 0.0
@@ -76,7 +73,7 @@ def latencies_s(
         begins = max(free_at, listed[first])
         waiting = bisect_right(listed, begins, first) - first
         num_rows, size = plan[min(waiting, times.sizes[-1])]
-        free_at = begins + next(drawn[size])
+        free_at = pace.after(at_s + begins, times.usual_s[size]) - at_s
         done[first : first + num_rows] = free_at
         first += num_rows
     return done - arrivals + constant_s

@@ -21,7 +21,7 @@ import torch
 from app.engine.compiling import compiled
 from app.engine.execution import Wanted
 from app.engine.loading import LoadedVersion, load_version
-from benchmarks.quantiles import quantiles_ms
+from benchmarks.pace import spans_of, told
 from benchmarks.record import tell
 from benchmarks.system import HOST
 from models.device import thread_count
@@ -72,7 +72,7 @@ def compile_for(loaded: LoadedVersion, sizes: Sequence[int]) -> None:
 def run(step: Step, seconds: float, batch: int) -> dict[str, float]:
     """Repeat `step` for about `seconds`; latencies are of whole batches.
 
-    Besides them there are the figures of `benchmarks.quantiles`.
+    Besides them there is the pace of the machine (`benchmarks.pace`).
     """
     latencies_ms: list[float] = []
     began = now = time.perf_counter()
@@ -89,7 +89,7 @@ def run(step: Step, seconds: float, batch: int) -> dict[str, float]:
         "p99_ms": float(np.percentile(latencies_ms, 99)),
         "cpu_us": (time.process_time() - cpu_s) * 1e6 / count,
         "num_requests": float(count),
-        **quantiles_ms(latencies_ms),
+        **told(spans_of([latency_ms / 1000 for latency_ms in latencies_ms])),
     }
 
 

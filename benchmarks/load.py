@@ -33,7 +33,6 @@ class ClosedLoop:
         rate_per_s: answers a second.
         not_2xx: answers with status 400 or above.
         socket_errors: connections and reads that failed, and answers that came too late.
-        times_ms: at the levels of `benchmarks.quantiles`.
     """
 
     rate_per_s: float
@@ -44,7 +43,6 @@ class ClosedLoop:
     num_requests: int
     not_2xx: int
     socket_errors: int
-    times_ms: Sequence[float]
 
 
 def wrk_version() -> str:
@@ -125,7 +123,6 @@ def parse_figures(words: str) -> ClosedLoop:
         num_requests=figures["num_requests"],
         not_2xx=figures["status"],
         socket_errors=sum(figures[name] for name in ("connect", "read", "write", "timeout")),
-        times_ms=[time_us / 1000 for time_us in figures["times_us"]],
     )
 
 

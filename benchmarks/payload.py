@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image
 
-from benchmarks.quantiles import LEVELS
 from benchmarks.system import HOST
 
 NUM_PIXELS = 784
@@ -53,10 +52,7 @@ class Payload:
             f"wrk.headers[{json.dumps(name)}] = {json.dumps(text)}"
             for name, text in self.headers.items()
         )
-        percents = ",".join(f"{100 * level:.4g}" for level in LEVELS)
-        script.write_text(
-            _LUA.format(body=json.dumps(os.fspath(body)), headers=headers, percents=percents)
-        )
+        script.write_text(_LUA.format(body=json.dumps(os.fspath(body)), headers=headers))
         return script
 
 
@@ -66,17 +62,13 @@ wrk.body = file:read("*a")
 file:close()
 {headers}
 function done(summary, latency, requests)
-  local errors, times = summary.errors, {{}}
-  for index, percent in ipairs({{{percents}}}) do
-    times[index] = string.format("%.1f", latency:percentile(percent))
-  end
+  local errors = summary.errors
   io.write(string.format(
     'FIGURES {{"num_requests":%d,"duration_us":%d,"p50_us":%.1f,"p90_us":%.1f,"p99_us":%.1f,' ..
-    '"max_us":%.1f,"status":%d,"connect":%d,"read":%d,"write":%d,"timeout":%d,' ..
-    '"times_us":[%s]}}\\n',
+    '"max_us":%.1f,"status":%d,"connect":%d,"read":%d,"write":%d,"timeout":%d}}\\n',
     summary.requests, summary.duration, latency:percentile(50), latency:percentile(90),
     latency:percentile(99), latency.max, errors.status, errors.connect, errors.read,
-    errors.write, errors.timeout, table.concat(times, ",")))
+    errors.write, errors.timeout))
 end
 """
 

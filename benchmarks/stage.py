@@ -17,7 +17,6 @@ from pathlib import Path
 from benchmarks.load import as_sample, closed_loop, open_loop
 from benchmarks.open_loop import Plan
 from benchmarks.payload import Payload
-from benchmarks.quantiles import named
 from benchmarks.rounds import Cell, Sample
 from benchmarks.system import HOST, Launch, System, SystemFailed
 
@@ -142,16 +141,8 @@ class Stage:
         with running(system):
             return post(system, payload)
 
-    def closed(
-        self,
-        name: str,
-        system: System,
-        payload: Payload,
-        connections: int,
-        *,
-        with_times: bool = False,
-    ) -> Cell:
-        """A closed loop of so many connections; with the figures of `quantiles` where wanted."""
+    def closed(self, name: str, system: System, payload: Payload, connections: int) -> Cell:
+        """A closed loop of so many connections."""
 
         def load(seconds: float) -> Sample:
             cores = self.layout.client
@@ -160,9 +151,7 @@ class Stage:
             )
             sample = as_sample(figures)
             silent = float(not sample["num_requests"])
-            times = named(figures.times_ms) if with_times else {}
-            faults = sample["not_2xx"] + sample["socket_errors"] + silent
-            return {**sample, **times, "faults": faults}
+            return {**sample, "faults": sample["not_2xx"] + sample["socket_errors"] + silent}
 
         def measure() -> Sample:
             with running(system):
@@ -206,19 +195,15 @@ class Stage:
         payload: Payload,
         connections: int,
         when: Callable[[Cell], Cell] = lambda cell: cell,
-        *,
-        with_times: bool = False,
     ) -> Capacity:
         """Measured now, and in each round.
 
         Args:
             connections: enough to keep it busy.
             when: wraps what has to be arranged first around a cell.
-            with_times: as of `closed`.
         """
-        name = connections_named(connections)
         closed = Remembered(
-            when(self.closed(name, system, payload, connections, with_times=with_times))
+            when(self.closed(connections_named(connections), system, payload, connections))
         )
         scattered = self.open(
             "at random moments",

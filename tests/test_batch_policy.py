@@ -197,6 +197,19 @@ def test_the_less_a_trial_costs_the_sooner_it_comes() -> None:
         assert sizes.favoured(9, time) == 8  # a trial would cost as much as nine more
 
 
+def test_trials_of_many_sizes_are_no_more_than_those_of_two() -> None:
+    """Each of twelve would be tried after sixteen batches, and most batches would be trials."""
+    sizes, time = BatchSizes.doubling(1 << 14), BatchTime()
+    taken = []
+    for _ in range(1600):
+        taken.append(sizes.favoured(1 << 14, time))
+        time.add(taken[-1], 0.0001 + 0.000002 * taken[-1], now=0.0)
+    usual = max(set(taken), key=taken.count)
+    num_trials = len(taken) - taken.count(usual)
+    assert len(set(taken)) == 12, "every size is tried"
+    assert num_trials <= 1600 / 16 + 24
+
+
 def test_a_size_is_tried_with_rows_for_all_of_it() -> None:
     sizes = BatchSizes.doubling(32)
     time = seen(_8=0.104, _16=0.220)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from benchmarks.ideal_batcher import BatchTimes, latencies_s
+from benchmarks.pace import Pace, Span
 
 
 def poisson(rate_per_s: float, count: int) -> list[float]:
@@ -13,14 +14,14 @@ def poisson(rate_per_s: float, count: int) -> list[float]:
 @pytest.mark.parametrize("load", [0.3, 0.5, 0.8])
 def test_one_at_a_time_waits_as_pollaczek_and_khinchine_say(load: float) -> None:
     service_s = 0.01
-    found = latencies_s(poisson(load / service_s, 200_000), BatchTimes({1: [service_s] * 2}))
+    found = latencies_s(poisson(load / service_s, 200_000), BatchTimes({1: service_s}))
     expected_s = service_s + load * service_s / (2 * (1 - load))
     assert found.mean() == pytest.approx(expected_s, rel=0.05)
 
 
 def test_batches_wait_no_longer_than_inoue_bounds() -> None:
     start_s, row_s, load = 0.002, 0.00005, 0.5
-    times = BatchTimes({size: [start_s + row_s * size] * 2 for size in range(1, 513)})
+    times = BatchTimes({size: start_s + row_s * size for size in range(1, 513)})
     found = latencies_s(poisson(load / row_s, 200_000), times)
     # arXiv 1912.06322: the wait until the end of the batch is at most
     rate = load / row_s
@@ -34,8 +35,8 @@ def test_batches_wait_no_longer_than_inoue_bounds() -> None:
 
 
 def test_it_takes_what_waits_and_pads_only_where_that_is_quicker() -> None:
-    steep = BatchTimes({size: [0.01 * size] * 2 for size in (1, 2, 4, 8)})
-    flat = BatchTimes({size: [0.01] * 2 for size in (1, 2, 4, 8)})
+    steep = BatchTimes({size: 0.01 * size for size in (1, 2, 4, 8)})
+    flat = BatchTimes(dict.fromkeys((1, 2, 4, 8), 0.01))
     assert (steep.take(5), flat.take(5)) == ((4, 4), (5, 8))
     assert steep.take(100) == (8, 8)
     together = latencies_s([0.0] * 5, flat, constant_s=1.0)
@@ -43,9 +44,10 @@ def test_it_takes_what_waits_and_pads_only_where_that_is_quicker() -> None:
     assert latencies_s([0.0] * 5, steep) == pytest.approx([0.04] * 4 + [0.05])
 
 
-def test_times_are_drawn_from_what_was_measured() -> None:
-    times = BatchTimes({1: [0.01, 0.02, 0.5]})
-    found = latencies_s([60.0 * number for number in range(3000)], times).round(6)
-    values, counts = np.unique(found, return_counts=True)
-    assert values.tolist() == [0.01, 0.02, 0.5]
-    assert counts.min() > 850
+def test_a_slow_machine_makes_those_wait_who_come_while_it_is_slow() -> None:
+    machine = Pace([Span(1.0, 1.0), Span(0.5, 4.0)])
+    moments = [0.0, 1.1, 1.45, 2.0]
+    found = latencies_s(moments, BatchTimes({1: 0.05}), machine)
+    # In the slow span a batch takes four times as long, and the third ends after it.
+    assert found == pytest.approx([0.05, 0.2, 0.0875, 0.05])
+    assert latencies_s([0.0], BatchTimes({1: 0.05}), machine, at_s=1.1) == pytest.approx([0.2])

@@ -20,7 +20,6 @@ from benchmarks.load import LoadFailed, closed_loop, open_loop, parse_figures
 from benchmarks.machine import cores
 from benchmarks.open_loop import OpenLoop, Plan, Summary
 from benchmarks.payload import Payload
-from benchmarks.quantiles import LEVELS
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -256,10 +255,6 @@ def test_wrk_sends_the_body_and_sees_the_delay(slow_port: int) -> None:
     assert 20 <= figures.p50_ms < 500
     assert 1 < figures.rate_per_s <= 100
     assert (figures.not_2xx, figures.socket_errors) == (0, 0)
-    times_ms = figures.times_ms
-    assert len(times_ms) == len(LEVELS)
-    assert list(times_ms) == sorted(times_ms)
-    assert 20 <= times_ms[0] <= figures.p50_ms <= times_ms[-1] <= figures.max_ms
 
 
 async def test_a_generator_that_stood_still_says_so() -> None:
