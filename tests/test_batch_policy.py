@@ -207,7 +207,7 @@ def test_trials_of_many_sizes_are_no_more_than_those_of_two() -> None:
     usual = max(set(taken), key=taken.count)
     num_trials = len(taken) - taken.count(usual)
     assert len(set(taken)) == 12, "every size is tried"
-    assert num_trials <= 1600 / 16 + 24
+    assert num_trials <= 1600 / 8 + 24
 
 
 def test_a_size_is_tried_with_rows_for_all_of_it() -> None:

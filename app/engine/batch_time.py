@@ -14,10 +14,11 @@ TRUSTED_FOR_S = 5.0
 OUTLIER = 4.0
 # The quickest of a size's last batches says what it takes: a busy machine makes them longer only.
 LAST_OF_SIZE = 5
-# Trials of a size that seems slower may cost this share of the time; those of all sizes are so
-# many batches apart.
+# Trials of a size that seems slower may cost this share of the time, and are so many batches apart;
+# those of all sizes together are so many.
 TRIALS_SHARE = 0.01
 BETWEEN_TRIALS = 16
+BETWEEN_ANY_TRIALS = 8
 # A larger batch has to compute a row quicker by more than this to be worth the wait of the first.
 NEARLY = 1.02
 # Batches of fewer rows, or that take less time, are not cut for that.
@@ -219,7 +220,7 @@ class BatchSizes:
             row_s[rows] = seconds / rows
         least_s = min(row_s.values())
         best = next(rows for rows, cost_s in row_s.items() if cost_s <= NEARLY * least_s)
-        between = BETWEEN_TRIALS * (len(row_s) - 1)
+        between = max(BETWEEN_TRIALS, BETWEEN_ANY_TRIALS * (len(row_s) - 1))
         for rows, cost_s in row_s.items():
             # A trial costs so many batches of the best size, so it is due after so many of them.
             lost = (cost_s / row_s[best] - 1.0) * rows / best
