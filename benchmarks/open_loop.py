@@ -113,7 +113,7 @@ class Summary:
     num_connections: int
     late_p99_ms: float
     generator_share: float
-    stalls_s: Sequence[tuple[float, float]]
+    stalls_s: Sequence[Sequence[float]]
 
 
 class OpenLoop:
@@ -318,13 +318,13 @@ class OpenLoop:
             stalls_s=self._stalls_s(),
         )
 
-    def _stalls_s(self) -> list[tuple[float, float]]:
+    def _stalls_s(self) -> list[list[float]]:
         """What was due in a stall was sent together at its end, so it is of one."""
-        stalls: list[tuple[float, float]] = []
+        stalls: list[list[float]] = []
         for due, dispatched in zip(self._offsets, self._dispatched, strict=True):
             sent = dispatched - self._began
             if sent - due >= STALL_S and not (stalls and due <= stalls[-1][1]):
-                stalls.append((due, sent))
+                stalls.append([due, sent])
         return stalls
 
 
