@@ -6,13 +6,16 @@ of a second. Such times come together, and so they are told as spans, and not as
 
 import statistics
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import Final, NamedTuple
+
+from benchmarks.rounds import Sample, numbered, rows_of
 
 STEP_S: Final = 0.005
 SLOW: Final = 1.2
 """Times the usual; steps below it are one span."""
+FIELDS: Final = ("s", "slowness")
 
 
 class Span(NamedTuple):
@@ -64,21 +67,14 @@ def spans_of(times_s: Sequence[float]) -> list[Span]:
     return spans or [Span(sum(times_s), 1.0)]
 
 
-def told(spans: Sequence[Span]) -> dict[str, float]:
-    """As figures of a sample: `span0_s`, `span0_slowness` and so on."""
-    return {
-        f"span{index}_{name}": round(value, 6)
-        for index, span in enumerate(spans)
-        for name, value in (("s", span.seconds), ("slowness", span.slowness))
-    }
+def told(spans: Sequence[Span]) -> Sample:
+    """As figures of a sample."""
+    return numbered("span", FIELDS, spans)
 
 
-def heard(sample: Mapping[str, float]) -> list[Span]:
+def heard(sample: Sample) -> list[Span]:
     """The spans that are told in a sample."""
-    count = sum(name.endswith("_slowness") for name in sample)
-    return [
-        Span(sample[f"span{index}_s"], sample[f"span{index}_slowness"]) for index in range(count)
-    ]
+    return [Span(*row) for row in rows_of(sample, "span", FIELDS)]
 
 
 def _join(spans: list[Span], span: Span) -> None:

@@ -5,10 +5,11 @@ their ratio does not show it. The median over rounds is reported with a 95 % boo
 rounds in which the machine was visibly not ours are left out, and their number is told.
 """
 
+import itertools
 import math
 import random
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,6 +60,24 @@ class Estimate:
 
     def __str__(self) -> str:
         return f"{self.median:.4g} ({self.low:.4g} to {self.high:.4g})"
+
+
+def numbered(what: str, fields: Sequence[str], rows: Iterable[Sequence[float]]) -> Sample:
+    """Rows of numbers as figures of a sample, to 1e-6: `span0_s`, `span0_slowness`, `span1_s`."""
+    return {
+        f"{what}{index}_{field}": round(value, 6)
+        for index, row in enumerate(rows)
+        for field, value in zip(fields, row, strict=True)
+    }
+
+
+def rows_of(sample: Sample, what: str, fields: Sequence[str]) -> Iterator[tuple[float, ...]]:
+    """The rows that `numbered` put into a sample."""
+    for index in itertools.count():
+        names = [f"{what}{index}_{field}" for field in fields]
+        if names[0] not in sample:
+            return
+        yield tuple(sample[name] for name in names)
 
 
 def measure_rounds(

@@ -17,12 +17,13 @@ from pathlib import Path
 from benchmarks.load import as_sample, closed_loop, open_loop
 from benchmarks.open_loop import Plan
 from benchmarks.payload import Payload
-from benchmarks.rounds import Cell, Sample
+from benchmarks.rounds import Cell, Sample, numbered, rows_of
 from benchmarks.system import HOST, Launch, System, SystemFailed
 
 ASK_DEADLINE_S = 120.0
 NOT_QUITE_BUSY = 0.6
 """Of the rate of a closed loop."""
+STALL = ("from_s", "until_s")
 SERVER_FAULTS = ("num_503", "num_504", "num_other_5xx")
 LOST = ("num_resets", "num_timeouts", "num_unconnected", "num_unreadable", "num_other_4xx")
 
@@ -239,19 +240,12 @@ def connections_named(count: int) -> str:
 
 def stalls_named(stalls_s: Sequence[Sequence[float]]) -> Sample:
     """Where a generator was late, as figures of a sample; `stalls_of` reads them."""
-    return {
-        f"stall{index}_{end}_s": round(moment_s, 6)
-        for index, stall_s in enumerate(stalls_s)
-        for end, moment_s in zip(("from", "until"), stall_s, strict=True)
-    }
+    return numbered("stall", STALL, stalls_s)
 
 
-def stalls_of(sample: Sample) -> list[tuple[float, float]]:
+def stalls_of(sample: Sample) -> list[tuple[float, ...]]:
     """From when until when a generator sent nothing that was due, from the start of its load."""
-    count = sum(name.startswith("stall") for name in sample) // 2
-    return [
-        (sample[f"stall{index}_from_s"], sample[f"stall{index}_until_s"]) for index in range(count)
-    ]
+    return list(rows_of(sample, "stall", STALL))
 
 
 @contextlib.contextmanager

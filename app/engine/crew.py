@@ -26,12 +26,9 @@ class Crew:
     def map(self, function: Callable[[One], Result], many: Sequence[One]) -> list[Result]:
         """`function` of each, in their order.
 
-        A single one is done by who asks, without a hand-over. With several the asker does not
-        help: a thread that computes on all cores would wait, within each of its steps, for a core
-        that a helper has.
+        The asker does not help: a thread that computes on all cores would wait, within each of its
+        steps, for a core that a helper has.
         """
-        if len(many) == 1:
-            return [function(many[0])]
         return list(self._threads.map(function, many))
 
     def share(self, function: Callable[[One], Result], pieces: Sequence[One]) -> list[Result]:

@@ -254,7 +254,7 @@ class Decoder:
         self,
         picture: EncodedPicture,
         preprocessing: Preprocessing,
-        threads: Threads | None = None,
+        threads: Threads | None,
     ) -> Tensor:
         return preprocessing.picture(picture, self.limits, threads).unsqueeze(0)
 
@@ -262,7 +262,7 @@ class Decoder:
         self,
         picture: EncodedPicture,
         preprocessing: Preprocessing,
-        threads: Threads | None = None,
+        threads: Threads | None,
     ) -> Tensor:
         return preprocessing.finish(self._pixels(picture, preprocessing, threads))
 
